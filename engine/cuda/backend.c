@@ -1,0 +1,503 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The CUDA back end's beginning and end, its streams, and moving data.
+ *
+ * Work is queued by one thread on the compute stream; weights are copied by the staging thread
+ * (staging.h) on the copy stream. Events tie the two together.
+ */
+#include <errno.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/cuda/cuda.h"
+#include "engine/cuda/weights.h"
+#include "engine/module.h"
+
+enum { LEAST_CAPABILITY = 8 }; /* the first with bf16 in its matrix units */
+
+/* ---- errors ---- */
+
+void cuda_fail(struct cuda_backend *cuda, int errnum, const char *what, const char *why)
+{
+    pthread_mutex_lock(&cuda->lock);
+    if (cuda->error.code == 0)
+        error_set(&cuda->error, errnum, "back end cuda: %s: %s", what, why);
+    pthread_mutex_unlock(&cuda->lock);
+}
+
+bool cuda_check(struct cuda_backend *cuda, cudaError_t code, const char *what)
+{
+    if (code == cudaSuccess)
+        return true;
+    cuda_fail(cuda, code == cudaErrorMemoryAllocation ? ENOMEM : EIO, what,
+              cudaGetErrorString(code));
+    return false;
+}
+
+static int cuda_sync(struct backend *backend, struct error *err)
+{
+    struct cuda_backend *cuda = cuda_of(backend);
+    struct error first;
+
+    staging_wait_issued(cuda->staging, staging_ticket(cuda->staging));
+    cuda_check(cuda, cudaStreamSynchronize(cuda->copy), "copying weights");
+    cuda_check(cuda, cudaStreamSynchronize(cuda->compute), "computing");
+    pthread_mutex_lock(&cuda->lock);
+    first = cuda->error;
+    cuda->error = (struct error){0};
+    pthread_mutex_unlock(&cuda->lock);
+    gemm_cache_save(&cuda->plans.cache);
+    return first.code == 0 ? 0 : error_set(err, -first.code, "%s", first.text);
+}
+
+/* ---- moving data ---- */
+
+/* Between the host's fp32 and the device's bf16; other types are moved as they are. */
+static void convert(void *target, const void *source, enum dtype source_dtype, int64_t n)
+{
+    struct weight_copy copy = {.source = source,
+                               .source_dtype = source_dtype,
+                               .layout = source_dtype == DTYPE_F32 ? WEIGHT_MATRIX : WEIGHT_VECTOR,
+                               .rows = 1,
+                               .cols = n};
+
+    (void)weights_fill(&copy, 0, n, target);
+}
+
+static void cuda_upload(struct backend *backend, struct tensor target, const void *source)
+{
+    struct cuda_backend *cuda = cuda_of(backend);
+    size_t bytes = tensor_bytes(&target);
+    void *converted = NULL;
+
+    if (target.dtype == DTYPE_BF16) {
+        converted = malloc(bytes + 1);
+        if (converted == NULL) {
+            cuda_fail(cuda, ENOMEM, "upload", "out of host memory");
+            return;
+        }
+        convert(converted, source, DTYPE_F32, target.rows * target.stride);
+        source = converted;
+    }
+    cuda_check(cuda,
+               cudaMemcpyAsync(target.data, source, bytes, cudaMemcpyHostToDevice, cuda->compute),
+               "upload");
+    cuda_check(cuda, cudaStreamSynchronize(cuda->compute), "upload");
+    free(converted);
+}
+
+static void cuda_download(struct backend *backend, void *target, struct tensor source)
+{
+    struct cuda_backend *cuda = cuda_of(backend);
+    size_t bytes = tensor_bytes(&source);
+    bool narrow = source.dtype == DTYPE_BF16;
+    void *raw = narrow ? malloc(bytes + 1) : target;
+
+    if (raw == NULL) {
+        cuda_fail(cuda, ENOMEM, "download", "out of host memory");
+        return;
+    }
+    if (cuda_check(cuda,
+                   cudaMemcpyAsync(raw, source.data, bytes, cudaMemcpyDeviceToHost, cuda->compute),
+                   "download") &&
+        cuda_check(cuda, cudaStreamSynchronize(cuda->compute), "download") && narrow)
+        convert(target, raw, DTYPE_BF16, source.rows * source.stride);
+    if (narrow)
+        free(raw);
+}
+
+static void cuda_copy_reuse(struct backend *backend)
+{
+    struct cuda_backend *cuda = cuda_of(backend);
+    uint64_t point = cuda->holds++;
+
+    cuda_check(cuda, cudaEventRecord(cuda->hold_events[point % STAGING_HOLDS], cuda->compute),
+               "copy_reuse");
+    staging_hold(cuda->staging, point);
+}
+
+static void cuda_copy_weights(struct backend *backend, const struct weight_copy *copies,
+                              size_t count)
+{
+    struct cuda_backend *cuda = cuda_of(backend);
+
+    for (size_t i = 0; i < count; i++)
+        if (copies[i].rows * copies[i].cols > 0)
+            staging_copy(cuda->staging, &copies[i]);
+}
+
+static uint64_t cuda_copy_ticket(struct backend *backend)
+{
+    return staging_ticket(cuda_of(backend)->staging);
+}
+
+static cudaEvent_t ticket_event(const struct cuda_backend *cuda, uint64_t ticket)
+{
+    return cuda->ticket_events[ticket % CUDA_TICKETS];
+}
+
+/* Resident blocks' tickets passed long ago; their events stand for others by now. */
+static bool ticket_passed(struct cuda_backend *cuda, uint64_t ticket)
+{
+    cudaError_t code = cudaSuccess;
+
+    while (code == cudaSuccess && cuda->tickets_passed < ticket &&
+           staging_issued(cuda->staging, cuda->tickets_passed + 1)) {
+        code = cudaEventQuery(ticket_event(cuda, cuda->tickets_passed + 1));
+        cuda->tickets_passed += code == cudaSuccess;
+    }
+    return cuda->tickets_passed >= ticket;
+}
+
+static void cuda_copy_wait(struct backend *backend, uint64_t ticket)
+{
+    struct cuda_backend *cuda = cuda_of(backend);
+
+    if (ticket_passed(cuda, ticket))
+        return;
+    staging_wait_issued(cuda->staging, ticket);
+    cuda_check(cuda, cudaStreamWaitEvent(cuda->compute, ticket_event(cuda, ticket), 0),
+               "copy_wait");
+}
+
+/* ---- time ---- */
+
+static cudaEvent_t mark_event(const struct cuda_backend *cuda, uint64_t mark)
+{
+    return cuda->mark_events[mark % BACKEND_MARKS];
+}
+
+static uint64_t cuda_mark(struct backend *backend, enum backend_stream stream)
+{
+    struct cuda_backend *cuda = cuda_of(backend);
+    uint64_t mark = ++cuda->marks;
+
+    if (stream == STREAM_COPY)
+        staging_time(cuda->staging, mark);
+    else
+        cuda_check(cuda, cudaEventRecord(mark_event(cuda, mark), cuda->compute), "mark");
+    return mark;
+}
+
+static void cuda_mark_wait(struct backend *backend, uint64_t mark)
+{
+    struct cuda_backend *cuda = cuda_of(backend);
+
+    cuda_check(cuda, cudaEventSynchronize(mark_event(cuda, mark)), "computing");
+}
+
+static double cuda_mark_seconds(struct backend *backend, uint64_t from, uint64_t to)
+{
+    struct cuda_backend *cuda = cuda_of(backend);
+    float ms = 0;
+
+    if (cudaEventElapsedTime(&ms, mark_event(cuda, from), mark_event(cuda, to)) != cudaSuccess) {
+        cudaGetLastError(); /* the error has been kept where it arose */
+        return 0;
+    }
+    return (double)ms * 1e-3;
+}
+
+/* ---- what the staging thread asks of the device ---- */
+
+static void stage_begin(void *owner)
+{
+    cuda_check(owner, cudaSetDevice(0), "staging");
+}
+
+static void stage_slot_wait(void *owner, int slot)
+{
+    struct cuda_backend *cuda = owner;
+
+    cuda_check(cuda, cudaEventSynchronize(cuda->slot_events[slot]), "copying weights");
+}
+
+static void stage_send(void *owner, int slot, void *target, const void *source, size_t bytes)
+{
+    struct cuda_backend *cuda = owner;
+
+    cuda_check(cuda, cudaMemcpyAsync(target, source, bytes, cudaMemcpyHostToDevice, cuda->copy),
+               "copying weights");
+    cuda_check(cuda, cudaEventRecord(cuda->slot_events[slot], cuda->copy), "copying weights");
+}
+
+static void stage_hold(void *owner, uint64_t point)
+{
+    struct cuda_backend *cuda = owner;
+
+    cuda_check(cuda, cudaStreamWaitEvent(cuda->copy, cuda->hold_events[point % STAGING_HOLDS], 0),
+               "copying weights");
+}
+
+static void stage_mark(void *owner, uint64_t ticket)
+{
+    struct cuda_backend *cuda = owner;
+
+    cuda_check(cuda, cudaEventRecord(ticket_event(cuda, ticket), cuda->copy), "copying weights");
+}
+
+static void stage_time(void *owner, uint64_t mark)
+{
+    struct cuda_backend *cuda = owner;
+
+    cuda_check(cuda, cudaEventRecord(mark_event(cuda, mark), cuda->copy), "mark");
+}
+
+static void stage_bad_weights(void *owner, const struct weight_copy *copy)
+{
+    struct cuda_backend *cuda = owner;
+
+    pthread_mutex_lock(&cuda->lock);
+    if (cuda->error.code == 0)
+        error_set(&cuda->error, EINVAL,
+                  "%s: tensor %s: NaN or infinite weights; the file is damaged, fetch it again",
+                  copy->path, copy->name);
+    pthread_mutex_unlock(&cuda->lock);
+}
+
+/* ---- beginning and end ---- */
+
+static void events_destroy(cudaEvent_t *events, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (events[i] != NULL)
+            cudaEventDestroy(events[i]);
+}
+
+static void cuda_destroy(struct backend *backend)
+{
+    struct cuda_backend *cuda = cuda_of(backend);
+    bool faulty = false;
+
+    staging_destroy(cuda->staging);
+    if (cuda->copy != NULL)
+        faulty |= cudaStreamSynchronize(cuda->copy) != cudaSuccess;
+    if (cuda->compute != NULL)
+        faulty |= cudaStreamSynchronize(cuda->compute) != cudaSuccess;
+    dnn_finish(&cuda->dnn);
+    gemm_plans_finish(&cuda->plans);
+    if (cuda->blas != NULL)
+        cublasLtDestroy(cuda->blas);
+    if (cuda->base.pages != NULL)
+        cuda->base.pages->ops->destroy(cuda->base.pages);
+    events_destroy(cuda->slot_events, CUDA_SLOTS);
+    events_destroy(cuda->hold_events, STAGING_HOLDS);
+    events_destroy(cuda->ticket_events, CUDA_TICKETS);
+    events_destroy(cuda->mark_events, BACKEND_MARKS);
+    if (cuda->pinned != NULL)
+        cudaFreeHost(cuda->pinned);
+    if (cuda->copy != NULL)
+        cudaStreamDestroy(cuda->copy);
+    if (cuda->compute != NULL)
+        cudaStreamDestroy(cuda->compute);
+    context_close(&cuda->context);
+    /* In a context in which a kernel faulted every call fails: whoever comes next needs a new one.
+     */
+    if (faulty)
+        cudaDeviceReset();
+    pthread_mutex_destroy(&cuda->lock);
+    free(cuda);
+}
+
+static const struct backend_ops cuda_ops = {
+    .abi = BACKEND_ABI,
+    .size = sizeof(struct backend_ops),
+    .destroy = cuda_destroy,
+    .sync = cuda_sync,
+    .upload = cuda_upload,
+    .download = cuda_download,
+    .copy_weights = cuda_copy_weights,
+    .copy_ticket = cuda_copy_ticket,
+    .copy_wait = cuda_copy_wait,
+    .copy_reuse = cuda_copy_reuse,
+    .mark = cuda_mark,
+    .mark_wait = cuda_mark_wait,
+    .mark_seconds = cuda_mark_seconds,
+    .linear = cuda_linear,
+    .attention = cuda_attention,
+    .conv = cuda_conv,
+    .layer_norm = cuda_layer_norm,
+    .modulated_norm = cuda_modulated_norm,
+    .rms_norm = cuda_rms_norm,
+    .head_norm_rope = cuda_head_norm_rope,
+    .channel_sums = cuda_channel_sums,
+    .group_norm = cuda_group_norm,
+    .affine = cuda_affine,
+    .add = cuda_add,
+    .gated_add = cuda_gated_add,
+    .gelu_multiply = cuda_gelu_multiply,
+    .silu = cuda_silu,
+    .copy = cuda_copy,
+    .position_bias = cuda_position_bias,
+    .euler = cuda_euler,
+    .guide = cuda_guide,
+    .unpatchify = cuda_unpatchify,
+    .to_rgb = cuda_to_rgb,
+};
+
+/* The first device, if it can do the work. */
+static int device_open(struct cuda_backend *cuda, struct error *err)
+{
+    struct cudaDeviceProp device;
+    cudaError_t code;
+    int count = 0;
+
+    if (driver_open(&cuda->driver, err) != 0)
+        return err->code;
+    code = cudaGetDeviceCount(&count);
+    if (code == cudaErrorInsufficientDriver)
+        return error_set(err, ENODEV,
+                         "back end cuda: the NVIDIA driver is older than CUDA %d.%d; update it",
+                         CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+    if (code == cudaErrorNoDevice || (code == cudaSuccess && count == 0))
+        return error_set(err, ENODEV, "back end cuda: no NVIDIA GPU is visible");
+    if (code == cudaSuccess)
+        code = cudaGetDeviceProperties(&device, 0);
+    if (code != cudaSuccess)
+        return error_set(err, ENODEV, "back end cuda: %s", cudaGetErrorString(code));
+    if (device.major < LEAST_CAPABILITY)
+        return error_set(err, ENODEV,
+                         "back end cuda: %s (compute capability %d.%d) can't compute in bf16; "
+                         "8.0 or higher is needed",
+                         device.name, device.major, device.minor);
+    snprintf(cuda->base.device_name, sizeof cuda->base.device_name, "%.80s, %.1f GiB", device.name,
+             (double)device.totalGlobalMem / (double)(1 << 30));
+    if (context_open(&cuda->context, &cuda->driver, err) != 0)
+        return err->code;
+    code = cudaSetDevice(0);
+    return code == cudaSuccess ? 0
+                               : error_set(err, ENODEV, "back end cuda: %s: %s", device.name,
+                                           cudaGetErrorString(code));
+}
+
+void cuda_growth_begin(struct cuda_backend *cuda)
+{
+    uint64_t total_bytes;
+
+    if (context_memory(&cuda->context, &cuda->free_before, &total_bytes) != 0)
+        cuda->free_before = 0;
+}
+
+void cuda_growth_end(struct cuda_backend *cuda)
+{
+    uint64_t code_bytes;
+
+    if (cuda->free_before != 0)
+        context_grow(&cuda->context, cuda->free_before);
+    cuda->free_before = 0;
+    code_bytes = cuda->context.grown + CUDA_OWN_CODE_BYTES;
+    cuda->base.context_bytes =
+        cuda->context.bytes + (code_bytes > CUDA_CODE_BYTES ? code_bytes : CUDA_CODE_BYTES);
+}
+
+static void pages_fault(void *owner, const char *call, const char *why)
+{
+    cuda_fail(owner, EIO, call, why);
+}
+
+static bool events_create(struct cuda_backend *cuda, cudaEvent_t *events, int count, unsigned flags)
+{
+    for (int i = 0; i < count; i++)
+        if (!cuda_check(cuda, cudaEventCreateWithFlags(&events[i], flags), "events"))
+            return false;
+    return true;
+}
+
+static int streams_open(struct cuda_backend *cuda, struct error *err)
+{
+    bool ready =
+        cuda_check(cuda, cudaStreamCreateWithFlags(&cuda->compute, cudaStreamNonBlocking),
+                   "compute stream") &&
+        cuda_check(cuda, cudaStreamCreateWithFlags(&cuda->copy, cudaStreamNonBlocking),
+                   "copy stream") &&
+        cuda_check(cuda,
+                   cudaHostAlloc((void **)&cuda->pinned, (size_t)CUDA_SLOTS * CUDA_SLOT_BYTES,
+                                 cudaHostAllocDefault),
+                   "128 MiB of pinned host memory") &&
+        events_create(cuda, cuda->slot_events, CUDA_SLOTS, cudaEventDisableTiming) &&
+        events_create(cuda, cuda->hold_events, STAGING_HOLDS, cudaEventDisableTiming) &&
+        events_create(cuda, cuda->ticket_events, CUDA_TICKETS, cudaEventDisableTiming) &&
+        /* who waits for a mark sleeps */
+        events_create(cuda, cuda->mark_events, BACKEND_MARKS, cudaEventBlockingSync);
+
+    return ready ? 0 : error_set(err, -cuda->error.code, "%s", cuda->error.text);
+}
+
+/* Half of the cores fill, up to as many as saturate the link. */
+static int fill_threads(void)
+{
+    cpu_set_t set;
+    int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+
+    return cores < 4 ? 1 : cores / 2 < 8 ? cores / 2 : 8;
+}
+
+static int staging_open(struct cuda_backend *cuda, struct error *err)
+{
+    struct staging_options options = {
+        .device = {.owner = cuda,
+                   .begin = stage_begin,
+                   .slot_wait = stage_slot_wait,
+                   .send = stage_send,
+                   .hold = stage_hold,
+                   .mark = stage_mark,
+                   .time = stage_time,
+                   .bad_weights = stage_bad_weights},
+        .memory = cuda->pinned,
+        .slot_bytes = CUDA_SLOT_BYTES,
+        .slots = CUDA_SLOTS,
+        .threads = fill_threads(),
+    };
+
+    return staging_create(&cuda->staging, &options, err);
+}
+
+static int backend_open(struct cuda_backend *cuda, struct error *err)
+{
+    struct cuda_pages_options pages = {
+        .context = &cuda->context, .fault = pages_fault, .owner = cuda};
+
+    cuda->base.ops = &cuda_ops;
+    cuda->base.name = "cuda";
+    cuda->base.activation = cuda->base.weight = cuda->base.bias = DTYPE_BF16;
+    cuda->base.strip_pixels = 65536;
+    cuda->base.weight_rows = 1;
+    cuda->base.workspace_bytes = CUDA_WORKSPACE_BYTES;
+    if (device_open(cuda, err) != 0)
+        return err->code;
+    cuda_growth_begin(cuda);
+    if (streams_open(cuda, err) != 0 || staging_open(cuda, err) != 0 ||
+        gemm_plans_open(cuda, err) != 0)
+        return err->code;
+    dnn_open(cuda);
+    cuda_growth_end(cuda);
+    pages.stream = cuda->compute;
+    return cuda_pages_create(&cuda->base.pages, &pages, err);
+}
+
+/* Declared by its type, so that it can't differ from what callers expect. */
+__attribute__((visibility("default"))) module_create fluxfs_backend_create;
+
+int fluxfs_backend_create(uint32_t abi, uint32_t ops_size, struct backend **backend,
+                          struct error *err)
+{
+    struct cuda_backend *cuda;
+
+    if (abi != BACKEND_ABI || ops_size != sizeof(struct backend_ops))
+        return error_set(err, EPROTO,
+                         "back end cuda: the module is of another version (interface %d of %zu "
+                         "bytes, wanted %u of %u); install both from one build",
+                         BACKEND_ABI, sizeof(struct backend_ops), abi, ops_size);
+    cuda = calloc(1, sizeof *cuda);
+    if (cuda == NULL)
+        return error_set(err, ENOMEM, "out of host memory");
+    pthread_mutex_init(&cuda->lock, NULL);
+    if (backend_open(cuda, err) != 0) {
+        cuda_destroy(&cuda->base);
+        return err->code;
+    }
+    *backend = &cuda->base;
+    return 0;
+}

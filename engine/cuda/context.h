@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The context: what the driver keeps on the device for this process, and how much memory that is.
+ *
+ * No function tells it, so that it is measured. What is in use before and after the context is made
+ * NVML knows without one; where it is absent, the context is taken to be as large as they usually
+ * are. Afterwards the driver's count of free memory is read around whatever makes it grow. Other
+ * processes may take memory in the same moment: a difference that is no context's is not believed.
+ */
+#ifndef FLUXFS_ENGINE_CUDA_CONTEXT_H
+#define FLUXFS_ENGINE_CUDA_CONTEXT_H
+
+#include "engine/cuda/driver.h"
+
+struct cuda_context {
+    const struct driver *driver; /* borrowed */
+    CUdevice device;
+    CUcontext context; /* the primary one of the device, which the runtime uses too */
+    uint64_t bytes;    /* of the device, when it was made */
+    uint64_t grown;    /* since then: libraries' memory, kernels */
+};
+
+/* On the first device. ENODEV with the driver's words, and nothing is held. */
+int context_open(struct cuda_context *context, const struct driver *driver, struct error *err);
+void context_close(struct cuda_context *context); /* what is all zeros is allowed */
+
+/* Free memory of the device now, and its whole. 0 or -EIO. */
+int context_memory(const struct cuda_context *context, uint64_t *free_bytes, uint64_t *total_bytes);
+
+/* What has gone of `free_before` bytes is the context's from now on. */
+void context_grow(struct cuda_context *context, uint64_t free_before);
+
+#endif

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: MIT */
+/* What the files of the CUDA back end share; nobody else includes this. */
+#ifndef FLUXFS_ENGINE_CUDA_CUDA_H
+#define FLUXFS_ENGINE_CUDA_CUDA_H
+
+#include <cuda_runtime_api.h>
+#include <cublasLt.h>
+#include <pthread.h>
+
+#include "engine/backend.h"
+#include "engine/cuda/dnn.h"
+#include "engine/cuda/gemm.h"
+#include "engine/cuda/pages.h"
+#include "engine/cuda/staging.h"
+
+/* Pinned memory that weights pass through: enough for the link to stay busy while threads fill. */
+enum { CUDA_SLOTS = 16, CUDA_SLOT_BYTES = 8 << 20 };
+
+/* Tickets whose place in the copy stream is known exactly; older ones count as passed a little
+ * later than they are. */
+enum { CUDA_TICKETS = 64 };
+
+/* The workspace: a bias in fp32, what cuBLASLt wants, and a tile of gathered
+ * windows, of attention scores, of sums, or what cuDNN wants. Operations follow each other on one
+ * stream, so that each may use all of it. */
+#define CUDA_BIAS_BYTES ((size_t)256 << 10)
+#define CUDA_BLAS_BYTES ((size_t)32 << 20)
+#define CUDA_TILE_BYTES ((size_t)32 << 20)
+#define CUDA_WORKSPACE_BYTES (CUDA_BIAS_BYTES + CUDA_BLAS_BYTES + CUDA_TILE_BYTES)
+
+/* Kernels, which are loaded at their first use: so much is set aside from the start, so that the
+ * budget has no surprise for those who plan with it. Our own, of which nobody counts how much they
+ * take, are a part of that. */
+#define CUDA_CODE_BYTES ((uint64_t)64 << 20)
+#define CUDA_OWN_CODE_BYTES ((uint64_t)16 << 20)
+
+struct cuda_backend {
+    struct backend base;
+    struct driver driver;
+    struct cuda_context context;
+    uint64_t free_before; /* of the growth that is being measured, or 0 */
+    cudaStream_t compute, copy;
+    cublasLtHandle_t blas;
+    struct gemm_plans plans;
+    struct dnn dnn;
+    struct staging *staging;
+    char *pinned;                            /* CUDA_SLOTS · CUDA_SLOT_BYTES */
+    cudaEvent_t slot_events[CUDA_SLOTS];     /* the slot has been read */
+    cudaEvent_t hold_events[STAGING_HOLDS];  /* points in the compute stream */
+    cudaEvent_t ticket_events[CUDA_TICKETS]; /* points in the copy stream */
+    cudaEvent_t mark_events[BACKEND_MARKS];  /* of both streams, with their times */
+    uint64_t holds, marks, tickets_passed;   /* the worker's thread only */
+
+    pthread_mutex_t lock;
+    struct error error; /* lock: the first since the last sync */
+};
+
+static inline struct cuda_backend *cuda_of(struct backend *backend)
+{
+    return (struct cuda_backend *)backend;
+}
+
+static inline void *cuda_bias_area(const struct cuda_backend *cuda)
+{
+    return cuda->base.workspace;
+}
+
+static inline void *cuda_blas_area(const struct cuda_backend *cuda)
+{
+    return (char *)cuda->base.workspace + CUDA_BIAS_BYTES;
+}
+
+static inline void *cuda_tile_area(const struct cuda_backend *cuda)
+{
+    return (char *)cuda->base.workspace + CUDA_BIAS_BYTES + CUDA_BLAS_BYTES;
+}
+
+/* Keeps the first error: "back end cuda: WHAT: why". True if there was none. */
+bool cuda_check(struct cuda_backend *cuda, cudaError_t code, const char *what);
+void cuda_fail(struct cuda_backend *cuda, int errnum, const char *what, const char *why);
+
+/* Around whatever loads code or takes memory of its own, a library's first use of a plan above all:
+ * what the device has less of afterwards is the context's. An end without a beginning does nothing;
+ * the worker's thread only. */
+void cuda_growth_begin(struct cuda_backend *cuda);
+void cuda_growth_end(struct cuda_backend *cuda);
+
+/* The operations, by file. */
+void cuda_linear(struct backend *backend, const struct linear *args);
+void cuda_attention(struct backend *backend, const struct attention *args);
+void cuda_conv(struct backend *backend, const struct conv *args);
+void cuda_layer_norm(struct backend *backend, struct tensor y, struct tensor x,
+                     struct tensor weight, struct tensor bias, float eps);
+void cuda_modulated_norm(struct backend *backend, struct tensor y, struct tensor x,
+                         struct tensor shift, struct tensor scale, float eps);
+void cuda_rms_norm(struct backend *backend, struct tensor y, struct tensor x, struct tensor weight,
+                   float eps);
+void cuda_head_norm_rope(struct backend *backend, struct tensor x, struct tensor weight,
+                         struct tensor rope, float eps);
+void cuda_channel_sums(struct backend *backend, struct tensor sums, struct tensor x, int part);
+void cuda_group_norm(struct backend *backend, const struct group_norm *args);
+void cuda_affine(struct backend *backend, struct tensor y, struct tensor x, struct tensor affine);
+void cuda_add(struct backend *backend, struct tensor y, struct tensor x);
+void cuda_gated_add(struct backend *backend, struct tensor y, struct tensor gate, struct tensor x);
+void cuda_gelu_multiply(struct backend *backend, struct tensor y, struct tensor x);
+void cuda_silu(struct backend *backend, struct tensor y, struct tensor x);
+void cuda_copy(struct backend *backend, struct tensor y, struct tensor x);
+void cuda_position_bias(struct backend *backend, struct tensor y, struct tensor table,
+                        struct tensor buckets);
+void cuda_euler(struct backend *backend, struct tensor latents, struct tensor velocity, float step);
+void cuda_guide(struct backend *backend, struct tensor v, struct tensor negative, float scale);
+void cuda_unpatchify(struct backend *backend, struct tensor pixels, struct tensor tokens, int width,
+                     float multiply, float shift);
+void cuda_to_rgb(struct backend *backend, struct tensor rgb, struct tensor x);
+
+/* y = activation(x) */
+void cuda_activate(struct cuda_backend *cuda, struct tensor y, struct tensor x,
+                   enum activation activation);
+
+#endif

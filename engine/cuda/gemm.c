@@ -1,0 +1,326 @@
+/* SPDX-License-Identifier: MIT */
+#include "engine/cuda/gemm.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+
+#include "engine/cuda/cuda.h"
+
+/* What addresses and rows must be multiples of for the matrix units' loads. */
+enum { ALIGNMENT = 16, ALIGNED_ELEMENTS = 8 };
+
+enum { PROPOSALS = 8, REPEATS = 3 };
+
+/* A product that takes less is not worth comparing. */
+#define WORTH_MS 0.02f
+
+static void plan_finish(struct gemm_plan *plan)
+{
+    if (plan->product != NULL)
+        cublasLtMatmulDescDestroy(plan->product);
+    if (plan->w != NULL)
+        cublasLtMatrixLayoutDestroy(plan->w);
+    if (plan->x != NULL)
+        cublasLtMatrixLayoutDestroy(plan->x);
+    if (plan->y != NULL)
+        cublasLtMatrixLayoutDestroy(plan->y);
+}
+
+int gemm_plans_open(struct cuda_backend *cuda, struct error *err)
+{
+    if (cublasLtCreate(&cuda->blas) != CUBLAS_STATUS_SUCCESS)
+        return error_set(err, EIO, "back end cuda: cuBLASLt could not be started");
+    if (cudaEventCreateWithFlags(&cuda->plans.begin, cudaEventDefault) != cudaSuccess ||
+        cudaEventCreateWithFlags(&cuda->plans.end, cudaEventDefault) != cudaSuccess)
+        return error_set(err, EIO, "back end cuda: events could not be created");
+    gemm_cache_open(&cuda->plans.cache, cuda->base.device_name, cublasLtGetVersion());
+    return 0;
+}
+
+void gemm_plans_finish(struct gemm_plans *plans)
+{
+    gemm_cache_save(&plans->cache);
+    gemm_cache_finish(&plans->cache);
+    if (plans->begin != NULL)
+        cudaEventDestroy(plans->begin);
+    if (plans->end != NULL)
+        cudaEventDestroy(plans->end);
+    for (size_t i = 0; i < plans->count; i++)
+        plan_finish(&plans->plans[i]);
+    free(plans->plans);
+    *plans = (struct gemm_plans){0};
+}
+
+/* cuBLASLt's GELU is the tanh approximation; it knows no other activation. */
+static cublasLtEpilogue_t epilogue_of(const struct gemm *args)
+{
+    if (args->activation == ACTIVATION_GELU_TANH)
+        return args->bias != NULL ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU;
+    return args->bias != NULL ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+}
+
+static struct gemm_shape shape_of(const struct gemm *args)
+{
+    return (struct gemm_shape){.m = args->m,
+                               .n = args->n,
+                               .k = args->k,
+                               .y_stride = args->y_stride,
+                               .x_stride = args->x_stride,
+                               .w_stride = args->w_stride,
+                               .y_dtype = args->y_dtype,
+                               .plain_w = args->plain_w,
+                               .epilogue = epilogue_of(args),
+                               .biased = args->bias != NULL,
+                               .accumulate = args->accumulate};
+}
+
+/* Which bias it is, is no part of a plan. */
+static bool bias_set(struct gemm_plan *plan, const void *bias)
+{
+    return !cublasLtMatmulDescSetAttribute(plan->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias,
+                                           sizeof bias);
+}
+
+/* The library's matrices are column by column, so it is told to compute yᵀ = wᵀ·xᵀ: each of our
+ * matrices, row by row, is its own transpose there. */
+static bool plan_describe(struct gemm_plan *plan, const void *some_bias)
+{
+    const struct gemm_shape *s = &plan->shape;
+    cublasOperation_t transpose_w = s->plain_w ? CUBLAS_OP_N : CUBLAS_OP_T;
+    uint64_t n = (uint64_t)s->n, k = (uint64_t)s->k, m = (uint64_t)s->m;
+    cudaDataType y_type = s->y_dtype == DTYPE_F32 ? CUDA_R_32F : CUDA_R_16BF;
+
+    if (cublasLtMatmulDescCreate(&plan->product, CUBLAS_COMPUTE_32F, CUDA_R_32F) ||
+        cublasLtMatmulDescSetAttribute(plan->product, CUBLASLT_MATMUL_DESC_TRANSA, &transpose_w,
+                                       sizeof transpose_w) ||
+        cublasLtMatmulDescSetAttribute(plan->product, CUBLASLT_MATMUL_DESC_EPILOGUE, &s->epilogue,
+                                       sizeof s->epilogue))
+        return false;
+    if (s->biased && !bias_set(plan, some_bias))
+        return false;
+    return !cublasLtMatrixLayoutCreate(&plan->w, CUDA_R_16BF, s->plain_w ? n : k,
+                                       s->plain_w ? k : n, s->w_stride) &&
+           !cublasLtMatrixLayoutCreate(&plan->x, CUDA_R_16BF, k, m, s->x_stride) &&
+           !cublasLtMatrixLayoutCreate(&plan->y, y_type, n, m, s->y_stride);
+}
+
+/* What cuBLASLt proposes, the most promising first; returns how many there are. */
+static int proposals(const struct gemm_plan *plan, cublasLtHandle_t blas,
+                     cublasLtMatmulHeuristicResult_t found[PROPOSALS])
+{
+    static const cublasLtMatmulPreferenceAttributes_t alignments[] = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+    cublasLtMatmulPreference_t preference;
+    size_t workspace_bytes = CUDA_BLAS_BYTES;
+    uint32_t alignment = ALIGNMENT;
+    int count = 0, good = 0;
+    bool set;
+
+    if (cublasLtMatmulPreferenceCreate(&preference))
+        return 0;
+    set =
+        !cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                              &workspace_bytes, sizeof workspace_bytes);
+    for (size_t i = 0; set && i < sizeof alignments / sizeof *alignments; i++)
+        set = !cublasLtMatmulPreferenceSetAttribute(preference, alignments[i], &alignment,
+                                                    sizeof alignment);
+    if (set && cublasLtMatmulAlgoGetHeuristic(blas, plan->product, plan->w, plan->x, plan->y,
+                                              plan->y, preference, PROPOSALS, found, &count))
+        count = 0;
+    cublasLtMatmulPreferenceDestroy(preference);
+    for (int i = 0; i < count; i++)
+        if (found[i].state == CUBLAS_STATUS_SUCCESS)
+            found[good++] = found[i];
+    return good;
+}
+
+static bool algorithm_possible(const struct gemm_plan *plan, cublasLtHandle_t blas,
+                               const cublasLtMatmulAlgo_t *algorithm)
+{
+    cublasLtMatmulHeuristicResult_t result;
+
+    return !cublasLtMatmulAlgoCheck(blas, plan->product, plan->w, plan->x, plan->y, plan->y,
+                                    algorithm, &result) &&
+           result.state == CUBLAS_STATUS_SUCCESS && result.workspaceSize <= CUDA_BLAS_BYTES;
+}
+
+static cublasStatus_t product_queue(struct cuda_backend *cuda, struct gemm_plan *plan,
+                                    const struct gemm *args, const cublasLtMatmulAlgo_t *algorithm)
+{
+    float beta = args->accumulate ? 1.0f : 0.0f;
+
+    if (args->bias != NULL)
+        bias_set(plan, args->y_dtype == DTYPE_F32 ? cuda_bias_area(cuda) : args->bias);
+    return cublasLtMatmul(cuda->blas, plan->product, &args->alpha, args->w, plan->w, args->x,
+                          plan->x, &beta, args->y, plan->y, args->y, plan->y, algorithm,
+                          cuda_blas_area(cuda), CUDA_BLAS_BYTES, cuda->compute);
+}
+
+/* Milliseconds of some runs, after one that is not counted. */
+static float measure(struct cuda_backend *cuda, struct gemm_plan *plan, const struct gemm *args,
+                     const cublasLtMatmulAlgo_t *algorithm)
+{
+    float ms = INFINITY;
+    bool good = product_queue(cuda, plan, args, algorithm) == CUBLAS_STATUS_SUCCESS &&
+                cudaEventRecord(cuda->plans.begin, cuda->compute) == cudaSuccess;
+
+    for (int i = 0; i < REPEATS && good; i++)
+        good = product_queue(cuda, plan, args, algorithm) == CUBLAS_STATUS_SUCCESS;
+    good = good && cudaEventRecord(cuda->plans.end, cuda->compute) == cudaSuccess &&
+           cudaEventSynchronize(cuda->plans.end) == cudaSuccess &&
+           cudaEventElapsedTime(&ms, cuda->plans.begin, cuda->plans.end) == cudaSuccess;
+    return good ? ms : INFINITY;
+}
+
+/* The fastest of some proposals, or the first if that is short. */
+static void plan_measure(struct cuda_backend *cuda, struct gemm_plan *plan, const struct gemm *args,
+                         const cublasLtMatmulHeuristicResult_t *found, int count)
+{
+    float best = INFINITY;
+
+    for (int i = 0; i < count && best > WORTH_MS * REPEATS; i++) {
+        float ms = measure(cuda, plan, args, &found[i].algo);
+
+        if (ms < best) {
+            best = ms;
+            plan->algorithm = found[i].algo;
+        }
+    }
+    if (best < INFINITY)
+        gemm_cache_add(&cuda->plans.cache, &(struct gemm_choice){plan->shape, plan->algorithm});
+}
+
+/* Takes the algorithm measured before, or measures, or takes the first proposal. */
+static bool plan_choose(struct cuda_backend *cuda, struct gemm_plan *plan, const struct gemm *args)
+{
+    const struct gemm_choice *known = gemm_cache_find(&cuda->plans.cache, &plan->shape);
+    cublasLtMatmulHeuristicResult_t found[PROPOSALS];
+    int count;
+
+    if (known != NULL && algorithm_possible(plan, cuda->blas, &known->algorithm)) {
+        plan->algorithm = known->algorithm;
+        return true;
+    }
+    count = proposals(plan, cuda->blas, found);
+    if (count == 0)
+        return false;
+    plan->algorithm = found[0].algo;
+    /* One that is added to y can't be run again and again; and without a place to remember the
+     * outcome, another start might compute other bits. */
+    if (known == NULL && !args->accumulate && cuda->plans.cache.path[0] != '\0')
+        plan_measure(cuda, plan, args, found, count);
+    return true;
+}
+
+/* NULL only when host memory is out. */
+static struct gemm_plan *plan_find(struct cuda_backend *cuda, const struct gemm *args)
+{
+    struct gemm_plans *plans = &cuda->plans;
+    struct gemm_shape shape = shape_of(args);
+    struct gemm_plan *plan;
+
+    for (size_t i = 0; i < plans->count; i++)
+        if (gemm_shape_same(&plans->plans[i].shape, &shape))
+            return &plans->plans[i];
+    if (plans->count == plans->capacity) {
+        size_t capacity = plans->capacity ? 2 * plans->capacity : 64;
+        struct gemm_plan *grown = realloc(plans->plans, capacity * sizeof *grown);
+
+        if (grown == NULL)
+            return NULL;
+        plans->plans = grown;
+        plans->capacity = capacity;
+    }
+    cuda_growth_begin(cuda);
+    plan = &plans->plans[plans->count++];
+    *plan = (struct gemm_plan){.shape = shape};
+    plan->usable = plan_describe(plan, cuda_bias_area(cuda)) && plan_choose(cuda, plan, args);
+    return plan;
+}
+
+static bool aligned(const void *data, int64_t stride, size_t element_bytes)
+{
+    return (uintptr_t)data % ALIGNMENT == 0 && (size_t)stride * element_bytes % ALIGNMENT == 0;
+}
+
+static bool suits_matrix_units(const struct gemm *args)
+{
+    return args->k % ALIGNED_ELEMENTS == 0 && args->n % ALIGNED_ELEMENTS == 0 &&
+           (uintptr_t)args->bias % ALIGNMENT == 0 &&
+           (size_t)args->n * sizeof(float) <= CUDA_BIAS_BYTES &&
+           aligned(args->x, args->x_stride, 2) && aligned(args->w, args->w_stride, 2) &&
+           aligned(args->y, args->y_stride, dtype_bytes(args->y_dtype));
+}
+
+void cuda_gemm(struct cuda_backend *cuda, const struct gemm *args)
+{
+    bool suits = suits_matrix_units(args);
+    struct gemm_plan *plan;
+    cublasStatus_t status;
+
+    if (args->m == 0 || args->n == 0)
+        return;
+    if (suits && args->bias != NULL && args->y_dtype == DTYPE_F32)
+        gemm_widen_bias(cuda, args);
+    plan = suits ? plan_find(cuda, args) : NULL;
+    if (plan == NULL || !plan->usable) {
+        cuda_growth_end(cuda);
+        gemm_plain(cuda, args);
+        return;
+    }
+    status = product_queue(cuda, plan, args, &plan->algorithm);
+    cuda_growth_end(cuda);
+    if (status != CUBLAS_STATUS_SUCCESS)
+        cuda_fail(cuda, EIO, "cuBLASLt", cublasLtGetStatusString(status));
+}
+
+/* Other activations than GELU follow in a kernel of their own, on the product in fp32: some rows at
+ * a time in the workspace's tile. */
+static void linear_activated(struct cuda_backend *cuda, const struct linear *args,
+                             const struct gemm *gemm)
+{
+    int64_t run = (int64_t)(CUDA_TILE_BYTES / sizeof(float)) / gemm->n;
+
+    assert(run > 0);
+    for (int64_t first = 0; first < gemm->m; first += run) {
+        int64_t count = gemm->m - first < run ? gemm->m - first : run;
+        struct tensor product = tensor_of(cuda_tile_area(cuda), DTYPE_F32, count, gemm->n);
+        struct gemm part = *gemm;
+
+        part.x = tensor_rows(args->x, first, count).data;
+        part.m = count;
+        part.y = product.data;
+        part.y_stride = product.stride;
+        part.y_dtype = DTYPE_F32;
+        part.activation = ACTIVATION_NONE;
+        cuda_gemm(cuda, &part);
+        cuda_activate(cuda, tensor_rows(args->y, first, count), product, args->activation);
+    }
+}
+
+void cuda_linear(struct backend *backend, const struct linear *args)
+{
+    struct gemm gemm = {
+        .y = args->y.data,
+        .x = args->x.data,
+        .w = args->weight.data,
+        .bias = args->bias.data,
+        .y_stride = args->y.stride,
+        .x_stride = args->x.stride,
+        .w_stride = args->weight.stride,
+        .m = args->y.rows,
+        .n = args->y.cols,
+        .k = args->x.cols,
+        .y_dtype = args->y.dtype,
+        .alpha = 1.0f,
+        .activation = args->activation,
+    };
+
+    if (args->activation == ACTIVATION_QUICK_GELU || args->activation == ACTIVATION_SILU)
+        linear_activated(cuda_of(backend), args, &gemm);
+    else
+        cuda_gemm(cuda_of(backend), &gemm);
+}

@@ -1,0 +1,376 @@
+/* SPDX-License-Identifier: MIT */
+#include "engine/offload.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/residency.h"
+
+enum { COMPUTE_STREAM = 0 };
+
+void offload_init(struct offload *offload, struct backend *backend, struct arena *arena,
+                  struct timeline *timeline)
+{
+    *offload = (struct offload){.backend = backend, .arena = arena, .timeline = timeline};
+}
+
+void offload_add(struct offload *offload, struct block_list *list, int component)
+{
+    offload->components[offload->list_count] = component;
+    offload->lists[offload->list_count++] = list;
+}
+
+static bool in_ring(const struct offload *offload, const struct block *block)
+{
+    for (int slot = 0; offload->pass != NULL && slot < RING_SLOTS; slot++)
+        if (offload->slots.held[slot] != RING_EMPTY &&
+            offload->pass->blocks[offload->slots.held[slot]] == block)
+            return true;
+    return false;
+}
+
+/* A free orders memory after the compute stream only, so that stream must know of the copy. */
+static void block_drop(struct offload *offload, struct block *block)
+{
+    offload->backend->ops->copy_wait(offload->backend, block->ticket);
+    arena_free(offload->arena, (uintptr_t)block->memory, COMPUTE_STREAM);
+    block_bind(block, NULL);
+}
+
+static void ring_drop(struct offload *offload)
+{
+    if (offload->ring == 0)
+        return;
+    for (int slot = 0; slot < RING_SLOTS; slot++)
+        if (offload->slots.held[slot] != RING_EMPTY)
+            block_bind(offload->pass->blocks[offload->slots.held[slot]], NULL);
+    offload->backend->ops->copy_wait(offload->backend, offload->ring_ticket);
+    arena_free(offload->arena, offload->ring, COMPUTE_STREAM);
+    offload->ring = 0;
+    offload->ring_ticket = 0;
+    offload->slot_bytes = 0;
+}
+
+void offload_drop(struct offload *offload)
+{
+    offload_end(offload);
+    for (size_t l = 0; l < offload->list_count; l++)
+        for (size_t i = 0; i < offload->lists[l]->count; i++)
+            if (offload->lists[l]->blocks[i]->memory != NULL)
+                block_drop(offload, offload->lists[l]->blocks[i]);
+}
+
+void offload_finish(struct offload *offload)
+{
+    if (offload->arena != NULL)
+        offload_drop(offload);
+    free(offload->resident);
+    *offload = (struct offload){0};
+}
+
+uint64_t offload_present_bytes(const struct offload *offload)
+{
+    uint64_t bytes = 0;
+
+    for (size_t l = 0; l < offload->list_count; l++)
+        for (size_t i = 0; i < offload->lists[l]->count; i++)
+            if (offload->lists[l]->blocks[i]->memory != NULL)
+                bytes += offload->lists[l]->blocks[i]->bytes;
+    return bytes;
+}
+
+/* Drops blocks of one list, the last first, until enough is freed. */
+static uint64_t list_evict(struct offload *offload, const struct block_list *list, bool planned,
+                           uint64_t needed)
+{
+    uint64_t freed = 0;
+
+    for (size_t i = list->count; i-- > 0 && freed < needed;) {
+        struct block *block = list->blocks[i];
+
+        if (block->memory == NULL || block == offload->in_use || in_ring(offload, block))
+            continue;
+        if (list == offload->pass && offload->resident[i] && !planned)
+            continue;
+        if (list == offload->pass)
+            offload->stays[i] = offload->resident[i];
+        freed += block->bytes;
+        block_drop(offload, block);
+        offload->stats.evictions++;
+    }
+    return freed;
+}
+
+bool offload_evict(void *owner, uint64_t needed)
+{
+    struct offload *offload = owner;
+    uint64_t freed = 0;
+
+    for (size_t l = 0; l < offload->list_count && freed < needed; l++)
+        if (offload->lists[l] != offload->pass)
+            freed += list_evict(offload, offload->lists[l], true, needed - freed);
+    if (offload->pass != NULL && freed < needed)
+        freed += list_evict(offload, offload->pass, false, needed - freed);
+    if (offload->pass != NULL && freed < needed && !offload->spare_planned)
+        freed += list_evict(offload, offload->pass, true, needed - freed);
+    return freed > 0;
+}
+
+static int allocate(struct offload *offload, uint64_t bytes, bool spare_planned, uintptr_t *address)
+{
+    struct arena_request request = {bytes, COMPUTE_STREAM, offload->component};
+    int result;
+
+    offload->spare_planned = spare_planned;
+    result = arena_alloc(offload->arena, &request, address, NULL);
+    offload->spare_planned = false;
+    return result;
+}
+
+static int out_of_memory(const struct offload *offload, int code, uint64_t bytes, struct error *err)
+{
+    struct arena_stats stats;
+
+    arena_stats(offload->arena, &stats);
+    return error_set(
+        err, -code,
+        "no room for %.1f MB of weights: %.1f of %.1f MB are in use; raise vram_budget "
+        "or make the image smaller",
+        (double)bytes / 1e6, (double)stats.allocated / 1e6, (double)stats.budget / 1e6);
+}
+
+/* A list as the planner sees it; to be freed by case_finish. */
+struct list_case {
+    struct residency_case c;
+    uint64_t *bytes, *held;
+};
+
+static int case_create(struct list_case *of, const struct block_list *list, uint64_t page_bytes)
+{
+    of->bytes = calloc(list->count + 1, sizeof *of->bytes);
+    of->held = calloc(list->count + 1, sizeof *of->held);
+    of->c = (struct residency_case){.bytes = of->bytes,
+                                    .held = of->held,
+                                    .count = list->count,
+                                    .slots = RING_SLOTS,
+                                    .page_bytes = page_bytes};
+    if (of->bytes == NULL || of->held == NULL)
+        return -ENOMEM;
+    for (size_t i = 0; i < list->count; i++)
+        of->bytes[i] = list->blocks[i]->bytes;
+    return 0;
+}
+
+static void case_finish(struct list_case *of)
+{
+    free(of->bytes);
+    free(of->held);
+}
+
+/* Every block that stays has pages of its own. */
+static void hold_apart(struct list_case *of)
+{
+    uint64_t page = of->c.page_bytes;
+
+    for (size_t i = 0; i < of->c.count; i++)
+        of->held[i] = (of->bytes[i] + page - 1) / page * page;
+}
+
+/* Short blocks share pages with others of about their size, as they do in the arena; returns what
+ * may be lost on the last page of each size. */
+static uint64_t hold_together(struct list_case *of, const struct arena *arena)
+{
+    uint64_t lost = 0;
+
+    for (size_t i = 0; i < of->c.count; i++) {
+        bool first = true;
+
+        of->held[i] = arena_footprint(arena, of->bytes[i]);
+        for (size_t j = 0; j < i; j++)
+            first &= of->held[j] != of->held[i];
+        if (first && of->held[i] < of->c.page_bytes)
+            lost += of->c.page_bytes;
+    }
+    return lost;
+}
+
+int offload_measure(struct block_list *list, uint64_t page_bytes)
+{
+    struct list_case of;
+    int result = case_create(&of, list, page_bytes);
+
+    if (result == 0) {
+        hold_apart(&of);
+        list->least_bytes = residency_least(&of.c);
+    }
+    case_finish(&of);
+    return result;
+}
+
+static int plan(struct offload *offload, struct list_case *of, uint64_t room,
+                struct residency *plan)
+{
+    uint64_t lost = hold_together(of, offload->arena);
+
+    of->c.room = room > lost ? room - lost : 0;
+    if (residency_plan(&of->c, offload->resident, plan) == 0)
+        return 0;
+    hold_apart(of);
+    of->c.room = room;
+    return residency_plan(&of->c, offload->resident, plan);
+}
+
+static int grow(struct offload *offload, size_t count)
+{
+    bool *grown;
+
+    if (count <= offload->capacity)
+        return 0;
+    grown = realloc(offload->resident, 2 * count * sizeof *grown);
+    if (grown == NULL)
+        return -ENOMEM;
+    offload->resident = grown;
+    offload->stays = grown + count;
+    offload->capacity = count;
+    return 0;
+}
+
+static int plan_list(struct offload *offload, const struct block_list *list, uint64_t room,
+                     struct residency *residency, struct error *err)
+{
+    struct list_case of;
+    int result = case_create(&of, list, offload->backend->pages->granule_bytes);
+
+    if (result == 0)
+        result = grow(offload, list->count);
+    if (result != 0)
+        error_set(err, ENOMEM, "out of host memory");
+    else if (plan(offload, &of, room, residency) != 0)
+        result = error_set(err, ENOMEM,
+                           "weights need %.1f MB at least and %.1f MB are left for them; raise "
+                           "vram_budget or make the image smaller",
+                           (double)list->least_bytes / 1e6, (double)room / 1e6);
+    case_finish(&of);
+    return result;
+}
+
+int offload_begin(struct offload *offload, struct block_list *list, uint64_t room,
+                  struct error *err)
+{
+    struct residency residency;
+    int result;
+
+    offload_end(offload);
+    result = plan_list(offload, list, room, &residency, err);
+    if (result != 0)
+        return result;
+    offload->pass = list;
+    for (size_t l = 0; l < offload->list_count; l++)
+        if (offload->lists[l] == list)
+            offload->component = offload->components[l];
+    for (size_t i = 0; i < list->count; i++)
+        offload->stays[i] = offload->resident[i] || list->blocks[i]->memory != NULL;
+    offload->slots = ring_empty(list->count, offload->stays);
+    offload->stats.resident = residency.resident;
+    offload->stats.streamed = residency.streamed;
+    offload->stats.streamed_bytes = residency.streamed > RING_SLOTS
+                                        ? residency.streamed_bytes
+                                        : 0; /* else the ring holds them */
+    if (residency.ring_bytes == 0)
+        return 0;
+    result = allocate(offload, RING_SLOTS * residency.slot_bytes, false, &offload->ring);
+    if (result != 0) {
+        offload->pass = NULL;
+        return out_of_memory(offload, result, residency.ring_bytes, err);
+    }
+    offload->slot_bytes = residency.slot_bytes;
+    return 0;
+}
+
+void offload_end(struct offload *offload)
+{
+    ring_drop(offload);
+    offload->pass = NULL;
+    offload->in_use = NULL;
+}
+
+/* What is at the address may still be in use by work queued before, in the ring and, since the
+ * arena hands out what was freed on the compute stream at once, elsewhere too. */
+static void block_load(struct offload *offload, size_t j, uintptr_t address)
+{
+    const struct block_list *pass = offload->pass;
+    struct block *block = pass->blocks[j];
+
+    block_bind(block, (void *)address);
+    offload->backend->ops->copy_reuse(offload->backend);
+    timeline_copy_begin(offload->timeline, (j + pass->count - offload->turn) % pass->count);
+    block_fill(block, offload->backend);
+    timeline_copy_end(offload->timeline);
+    block->ticket = offload->backend->ops->copy_ticket(offload->backend);
+    offload->stats.copied_bytes += block->bytes;
+}
+
+static void load_into(struct offload *offload, int slot, size_t j)
+{
+    size_t before = offload->slots.held[slot];
+
+    if (before != RING_EMPTY)
+        block_bind(offload->pass->blocks[before], NULL);
+    offload->slots.held[slot] = j;
+    block_load(offload, j, offload->ring + (uint64_t)slot * offload->slot_bytes);
+    offload->ring_ticket = offload->pass->blocks[j]->ticket;
+}
+
+/* Loads a block that is to stay. -ENOMEM: there is no room where it could. */
+static int load_resident(struct offload *offload, size_t j)
+{
+    struct block *block = offload->pass->blocks[j];
+    bool must = offload->slot_bytes < block->bytes; /* it can't pass through the ring */
+    uintptr_t address;
+    int result = allocate(offload, block->bytes, true, &address);
+
+    if (result != 0 && must)
+        result = allocate(offload, block->bytes, false, &address);
+    if (result == 0)
+        block_load(offload, j, address);
+    return result;
+}
+
+/* Loads block j, which is not there and is needed before any other. */
+static int load(struct offload *offload, size_t j, struct error *err)
+{
+    struct block *block = offload->pass->blocks[j];
+
+    if (offload->resident[j]) {
+        int result = load_resident(offload, j);
+
+        if (result == 0)
+            return 0;
+        if (offload->slot_bytes < block->bytes)
+            return out_of_memory(offload, result, block->bytes, err);
+        offload->resident[j] = offload->stays[j] = false;
+    }
+    load_into(offload, ring_find(&offload->slots, offload->turn, 0), j);
+    return 0;
+}
+
+int offload_acquire(struct offload *offload, size_t i, bool wrap, struct error *err)
+{
+    const struct block_list *pass = offload->pass;
+    size_t next = i + 1 < pass->count ? i + 1 : wrap ? 0 : i;
+    int slot;
+
+    offload->in_use = pass->blocks[i];
+    offload->turn = i;
+    offload->slots.wrap = wrap;
+    if (pass->blocks[i]->memory == NULL && load(offload, i, err) != 0)
+        return err->code;
+    if (pass->blocks[next]->memory == NULL && offload->resident[next] &&
+        load(offload, next, err) != 0)
+        return err->code;
+    while (ring_next(&offload->slots, i, &next, &slot))
+        load_into(offload, slot, next);
+    offload->backend->ops->copy_wait(offload->backend, pass->blocks[i]->ticket);
+    return 0;
+}

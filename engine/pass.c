@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Passes: running the blocks of one list over what is active, under the budget.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "engine/pipeline.h"
+
+void pass_close(struct engine *engine)
+{
+    offload_end(&engine->offload);
+    if (engine->workspace != 0)
+        arena_free(engine->arena, engine->workspace, 0);
+    engine->workspace = 0;
+    engine->workspace_bytes = 0;
+}
+
+/* Seconds until the device is asked again for what it did not give; doubled each time. */
+#define PATIENCE_S 5.0
+
+/* What fits into the budget was not to be had: the device has no more, and that is the limit. */
+static int memory_short(struct engine *engine, struct error *err)
+{
+    struct arena_stats stats;
+
+    arena_stats(engine->arena, &stats);
+    if (stats.reserved + stats.page_bytes > engine->budget)
+        return err->code;
+    engine->ceiling = stats.reserved;
+    engine->ceiling_wait_s = engine->ceiling_wait_s > 0 ? 2 * engine->ceiling_wait_s : PATIENCE_S;
+    engine->ceiling_until_s = engine_now() + engine->ceiling_wait_s;
+    return error_set(err, EAGAIN, "the device has no memory beyond %.1f MB",
+                     (double)stats.reserved / 1e6);
+}
+
+int pass_allocate(struct engine *engine, uint64_t bytes, const char *what, uintptr_t *address,
+                  struct error *err)
+{
+    struct arena_request request = {bytes, 0, MEMORY_ACTIVATIONS};
+    struct arena_shortage shortage = {0};
+    int result = arena_alloc(engine->arena, &request, address, &shortage);
+
+    if (result == 0)
+        return 0;
+    *address = 0;
+    if (result != -ENOMEM)
+        return error_set(err, -result, "device memory: %s", strerror(-result));
+    error_set(err, ENOMEM,
+              "no room for %.1f MB of %s: %.1f of %.1f MB are in use; raise vram_budget or make "
+              "the image smaller",
+              (double)bytes / 1e6, what, (double)shortage.reserved_bytes / 1e6,
+              (double)shortage.budget_bytes / 1e6);
+    return memory_short(engine, err);
+}
+
+static int plan_weights(struct engine *engine, struct block_list *list, struct error *err)
+{
+    uint64_t room = engine_room(engine), workspace = in_pages(engine, engine->workspace_bytes);
+    int result;
+
+    if (room < workspace + list->least_bytes)
+        return error_set(err, EAGAIN, "there is less memory than there was");
+    result = offload_begin(&engine->offload, list, room - workspace, err);
+    if (result == -ENOMEM)
+        return memory_short(engine, err);
+    if (result == 0 && list == &engine->transformer.step) {
+        atomic_store(&engine->resident_blocks, engine->offload.stats.resident);
+        atomic_store(&engine->streamed_blocks, engine->offload.stats.streamed);
+        engine->streamed_bytes = engine->offload.stats.streamed_bytes;
+    }
+    return result;
+}
+
+int pass_open(struct engine *engine, struct block_list *list, uint64_t workspace_bytes,
+              struct error *err)
+{
+    if (engine->offload.pass == list && engine->workspace_bytes == workspace_bytes)
+        return 0;
+    pass_close(engine);
+    if (pass_allocate(engine, workspace_bytes, "workspace", &engine->workspace, err) != 0)
+        return err->code;
+    engine->workspace_bytes = workspace_bytes;
+    return plan_weights(engine, list, err);
+}
+
+static uint64_t budget_wanted(const struct engine *engine)
+{
+    uint64_t wanted = atomic_load(&engine->wanted_budget);
+
+    return wanted < engine->ceiling ? wanted : engine->ceiling;
+}
+
+/* A budget set meanwhile takes effect here, between two blocks. The weights are planned anew, so
+ * that the ring does not stand in the way. */
+static int change_budget(struct engine *engine, struct error *err)
+{
+    struct block_list *list = engine->offload.pass;
+
+    offload_end(&engine->offload);
+    engine->budget = budget_wanted(engine);
+    arena_set_budget(engine->arena, engine->budget);
+    return plan_weights(engine, list, err);
+}
+
+/* Memory that the device could not give may be there again. */
+static void lift_ceiling(struct engine *engine)
+{
+    if (engine->ceiling < atomic_load(&engine->wanted_budget) &&
+        engine_now() > engine->ceiling_until_s)
+        engine->ceiling = UINT64_MAX;
+}
+
+bool pass_obtain(struct engine *engine, uint64_t bytes)
+{
+    uint64_t wanted = atomic_load(&engine->wanted_budget);
+
+    if (engine->ceiling >= wanted || bytes > wanted)
+        return false;
+    pass_close(engine);
+    arena_set_budget(engine->arena, wanted);
+    if (arena_prepare(engine->arena, bytes) != 0) {
+        arena_set_budget(engine->arena, engine->budget);
+        return false;
+    }
+    engine->ceiling = UINT64_MAX;
+    engine->budget = wanted;
+    return true;
+}
+
+void pass_budget(struct engine *engine)
+{
+    lift_ceiling(engine);
+    if (budget_wanted(engine) == engine->budget)
+        return;
+    pass_close(engine);
+    engine->budget = budget_wanted(engine);
+    arena_set_budget(engine->arena, engine->budget);
+}
+
+void pass_rest(struct engine *engine)
+{
+    pass_close(engine);
+    engine->ceiling = UINT64_MAX;
+    engine->ceiling_wait_s = 0;
+}
+
+int pass_block(struct engine *engine, size_t i, bool wrap, struct error *err)
+{
+    int result = 0;
+
+    if (budget_wanted(engine) != engine->budget)
+        result = change_budget(engine, err);
+    if (result == 0) {
+        timeline_begin(&engine->timeline, engine->offload.pass->blocks[i]->kind);
+        result = offload_acquire(&engine->offload, i, wrap, err);
+    }
+    if (result != 0) {
+        timeline_drop(&engine->timeline);
+        return result == -ENOMEM ? memory_short(engine, err) : result;
+    }
+    timeline_ready(&engine->timeline);
+    return 0;
+}
+
+/* Weights that could not be read are zeros, which nothing else would notice. */
+static int check_files(const struct engine *engine, struct error *err)
+{
+    const struct checkpoint *files[] = {engine->clip_files, engine->t5_files,
+                                        engine->transformer_files, engine->vae_files};
+    int result = 0;
+
+    for (size_t i = 0; i < sizeof files / sizeof files[0] && result == 0; i++)
+        result = checkpoint_check(files[i], err);
+    return result;
+}
+
+int pass_sync(struct engine *engine, struct error *err)
+{
+    int result;
+
+    timeline_end(&engine->timeline);
+    result = engine->backend->ops->sync(engine->backend, err);
+    if (result == 0)
+        result = check_files(engine, err);
+    if (result == 0)
+        timeline_settle(&engine->timeline);
+    if (result != 0) {
+        timeline_drop(&engine->timeline);
+        pass_close(engine);
+        offload_drop(&engine->offload);
+    }
+    memory_charge_context(engine);
+    return result;
+}
+
+struct compute pass_compute(const struct engine *engine, struct scratch *scratch)
+{
+    return (struct compute){.backend = engine->backend, .scratch = scratch};
+}
+
+struct compute pass_rehearsal(const struct engine *engine, struct scratch *scratch)
+{
+    scratch_record(scratch);
+    return (struct compute){.backend = engine->backend, .scratch = scratch, .rehearsal = true};
+}
+
+struct scratch pass_cursor(const struct engine *engine, const struct scratch *plan)
+{
+    struct scratch cursor = *plan;
+
+    scratch_replay(&cursor, (void *)engine->workspace);
+    return cursor;
+}

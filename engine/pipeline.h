@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The inside of an engine, shared by the files that make it up: engine.c (open, close), memory.c,
+ * request.c (what is asked for), room.c (what fits), advance.c (which phase comes next), the phases
+ * encode.c, denoise.c and decode.c, pass.c (running blocks under the budget) and image.c (one
+ * picture's state).
+ *
+ * What needs memory is few and known beforehand: for each image being denoised one block with its
+ * state, for the present pass one workspace and one ring of slots for weights. These are counted in
+ * whole pages (room.c), so that what is planned to fit does fit. All else is weights that stay as
+ * long as nobody needs their memory.
+ */
+#ifndef FLUXFS_ENGINE_PIPELINE_H
+#define FLUXFS_ENGINE_PIPELINE_H
+
+#include <stdatomic.h>
+
+#include "alloc/arena.h"
+#include "engine/backend.h"
+#include "engine/checkpoint.h"
+#include "engine/embeddings.h"
+#include "engine/engine.h"
+#include "engine/model/clip.h"
+#include "engine/model/clip_tokenizer.h"
+#include "engine/model/sampler.h"
+#include "engine/model/t5.h"
+#include "engine/model/t5_tokenizer.h"
+#include "engine/model/transformer.h"
+#include "engine/model/vae.h"
+#include "engine/offload.h"
+#include "engine/ops.h"
+
+/* Steps whose modulations are held at a time: 4 MB each at full size. */
+enum { MODULATION_STEPS = 32 };
+
+struct engine {
+    struct engine_info info;
+    char model_name[128];
+    struct backend *backend;
+    struct arena *arena;
+    struct trace_writer *trace;
+    struct offload offload;
+    struct timeline timeline;
+
+    struct checkpoint *clip_files, *t5_files, *transformer_files, *vae_files;
+    struct json_file *scheduler_file;
+    struct clip_tokenizer *clip_tokenizer;
+    struct t5_tokenizer *t5_tokenizer;
+    struct clip clip;
+    struct t5 t5;
+    struct transformer transformer;
+    struct vae vae;
+    struct sampler_config sampler;
+
+    struct embeddings embeddings;
+    struct image *images; /* in the order they were started */
+
+    struct scratch clip_scratch, t5_scratch; /* plans */
+    uint64_t encode_bytes; /* the least that both encoders need, weights included; fixed */
+    uintptr_t workspace;   /* of the present pass, in the arena */
+    uint64_t workspace_bytes;
+
+    uint64_t streamed_bytes; /* in each step, as planned */
+    double lane_s;           /* of computing, for one side of the guidance of an image, in a step */
+    _Atomic uint64_t resident_blocks,
+        streamed_blocks;            /* of the step pass, as planned; any thread */
+    _Atomic uint64_t wanted_budget; /* by engine_set_budget; any thread */
+    uint64_t budget;                /* in force; the worker's */
+    uint64_t charged_bytes;         /* what the context is known to take; the worker's */
+    uint64_t ceiling; /* what the device gave when it gave no more; the worker's, as the next two */
+    double ceiling_until_s, ceiling_wait_s;
+    uint64_t least_budget; /* that a picture of the smallest size needs; fixed */
+};
+
+/* Text of one side of the guidance: the prompt, and for true CFG the negative prompt. */
+struct branch {
+    struct embedding *embedding;
+    struct tensor text, modulations, hidden, mixed, velocity;
+};
+
+/* Bytes of device memory that an image needs besides weights. */
+struct needs {
+    uint64_t state;                   /* while it is denoised */
+    uint64_t condition, step, decode; /* workspaces, if it is alone; the least for decoding */
+};
+
+struct image {
+    struct engine *engine;
+    struct image *next;
+    struct image_request request; /* strings owned */
+    struct image_observer observer;
+    enum image_phase phase;
+    struct error error;
+    atomic_bool cancelled; /* any thread sets it */
+    bool served;           /* by the present round */
+
+    int token_rows, token_cols, tokens, text_tokens;
+    float *sigmas;                /* [steps + 1] */
+    int step;                     /* steps done */
+    int chunk_first, chunk_steps; /* whose modulations are held */
+    struct branch branches[2];
+    int branch_count;
+
+    struct needs needs;
+    uintptr_t memory; /* of its state, in the arena; 0: it has none just now */
+    struct tensor latents, rope;
+    float *kept; /* host: the latents while it has no memory; NULL until noise is drawn */
+    struct scratch step_scratch;
+    uint8_t *pixels;
+
+    struct image_timing timing;
+    double started_s; /* for progress */
+};
+
+double engine_now(void);
+
+/* A tensor at *at of the memory from `base` on, and *at behind it. Without memory (base 0) it tells
+ * how much there must be. */
+struct tensor memory_place(uintptr_t base, uint64_t *at, enum dtype dtype, int64_t rows,
+                           int64_t cols);
+
+/* ---- memory.c ---- */
+uint64_t budget_automatic(struct engine *engine);
+/* Takes what the driver and libraries hold from the budget: they load code as they go on. */
+void memory_charge_context(struct engine *engine);
+int budget_check(const struct engine *engine, uint64_t bytes, struct error *err);
+
+/* ---- request.c ---- */
+
+/* Sizes of an image of this request, which is borrowed. */
+struct image image_of(struct engine *engine, const struct image_request *request);
+
+/* ---- room.c ---- */
+uint64_t in_pages(const struct engine *engine, uint64_t bytes); /* rounded up to whole pages */
+/* What the budget leaves to workspace and weights of a pass. */
+uint64_t engine_room(const struct engine *engine);
+
+/* Fills in the image's needs, and the plan of the step pass's scratch. */
+int image_measure(struct image *image, struct error *err);
+/* The smallest budget that it can be made with. */
+uint64_t image_budget(const struct image *image);
+int measure_least_budget(struct engine *engine, struct error *err);
+
+/* Takes images' state off the device, the last first, until the others have enough. */
+void room_clear(struct engine *engine);
+/* Gives memory to images that are embedded, in order, as long as there is enough for all. False:
+ * the device had less than the budget allows, so that all is to be looked at again. */
+bool room_fill(struct engine *engine);
+/* Whether the phase finds room beside the images that have memory. */
+bool room_for_text(const struct engine *engine);
+bool room_for_decoding(const struct image *image);
+
+/* ---- image.c ---- */
+
+/* Places the state in the memory at `base` (0: nowhere); returns its size. */
+uint64_t image_place(struct image *image, uintptr_t base);
+/* The state goes to the device, and back; the latents are what has to be kept. */
+int image_enter(struct image *image, struct error *err);
+int image_leave(struct image *image, struct error *err);
+/* Gives back all memory of the device, whatever is in it, and what is held for later phases. */
+void image_release(struct image *image);
+void image_fail(struct image *image, const struct error *err);
+bool image_active(const struct image *image);
+void image_report(struct image *image, size_t block, size_t blocks, const char *kind);
+
+/* The operands of the step pass for one branch. */
+struct transformer_step image_step_args(const struct image *image, const struct branch *branch);
+
+/* ---- pass.c ---- */
+
+/* Makes `list` the present pass, with a workspace of so many bytes; keeps what is there if it
+ * already fits. -EAGAIN: there is less memory than there was, so the round is to be given up and
+ * done again with what fits then. The same goes for pass_block. */
+int pass_open(struct engine *engine, struct block_list *list, uint64_t workspace_bytes,
+              struct error *err);
+/* Makes block i usable; `wrap`: the pass will be run again. A budget set meanwhile takes effect. */
+int pass_block(struct engine *engine, size_t i, bool wrap, struct error *err);
+/* Waits for the device. After an error its contents are forgotten, since they can't be trusted. */
+int pass_sync(struct engine *engine, struct error *err);
+void pass_close(struct engine *engine);
+/* Nothing to do: all but weights becomes free memory. */
+void pass_rest(struct engine *engine);
+/* Between two rounds: puts a budget into force that was set meanwhile. */
+void pass_budget(struct engine *engine);
+/* Whether the device, which gave less than the budget allows, gives so many bytes now. */
+bool pass_obtain(struct engine *engine, uint64_t bytes);
+/* Memory for `what`. -EAGAIN as above: the device has less of it than the budget allows. */
+int pass_allocate(struct engine *engine, uint64_t bytes, const char *what, uintptr_t *address,
+                  struct error *err);
+
+struct compute pass_compute(const struct engine *engine, struct scratch *scratch);
+/* To find out what scratch a pass needs: operations do nothing. */
+struct compute pass_rehearsal(const struct engine *engine, struct scratch *scratch);
+/* A planned scratch placed in the present workspace, at its start. Borrows the plan's buffers. */
+struct scratch pass_cursor(const struct engine *engine, const struct scratch *plan);
+
+/* Prompts or images that one pass serves. */
+enum { PASS_LANES = 8 };
+
+/* ---- encode.c: prompts through the text encoders ---- */
+
+/* Plans what does not depend on the image, once. */
+int encode_prepare(struct engine *engine);
+/* Embeds the prompts of active images that are not yet, up to PASS_LANES of them. */
+int encode_round(struct engine *engine, struct error *err);
+bool encode_needed(const struct image *image);
+
+/* ---- denoise.c: the condition pass and the step pass ---- */
+int condition_round(struct engine *engine, struct error *err);
+bool condition_needed(const struct image *image);
+/* Bytes of the workspace of a condition pass for one image. */
+int condition_measure(const struct image *image, uint64_t *bytes);
+int denoise_round(struct engine *engine, struct error *err);
+int rehearse_step(const struct engine *engine, int tokens, struct scratch *scratch);
+/* The start of a seed, as [channels/4, rows·2, cols·2] packed into tokens of 2 × 2 latents. */
+int draw_noise(const struct image *image, float *tokens);
+
+/* ---- decode.c ---- */
+int decode_image(struct image *image, struct error *err);
+/* The least workspace. */
+int decode_measure(const struct image *image, uint64_t *bytes);
+
+#endif

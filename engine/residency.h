@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Which blocks of a pass stay on the device, and which pass through the ring of slots.
+ *
+ * Pure arithmetic, without a device: what there is to decide under a budget is decided here.
+ */
+#ifndef FLUXFS_ENGINE_RESIDENCY_H
+#define FLUXFS_ENGINE_RESIDENCY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Blocks that are used in order again and again, and the memory for them. */
+struct residency_case {
+    const uint64_t *bytes; /* of each block, as it lies in a slot */
+    const uint64_t *held;  /* what it takes where it stays, with rounding */
+    size_t count;
+    uint64_t room;
+    int slots;           /* of the ring, all as long as the longest block in it */
+    uint64_t page_bytes; /* the ring is rounded up to these */
+};
+
+struct residency {
+    uint64_t resident_bytes; /* held */
+    uint64_t slot_bytes;     /* of one slot: the longest streamed block; 0 if all stay */
+    uint64_t ring_bytes;     /* of all slots, in whole pages */
+    uint64_t streamed_bytes;
+    size_t resident, streamed;
+};
+
+/* Sets resident[i]. Blocks that are streamed lie evenly among the others, so that each copy has
+ * computing to hide behind; how many there are, and how long slots are, is what is likely to take
+ * least time (schedule.h). -ENOMEM if not even the ring fits. */
+int residency_plan(const struct residency_case *c, bool *resident, struct residency *plan);
+
+/* The least room for which there is a plan. */
+uint64_t residency_least(const struct residency_case *c);
+
+#endif

@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: MIT */
+/* What fits: an image's needs, what the budget leaves, and which images have memory. */
+#include <errno.h>
+
+#include "engine/pipeline.h"
+
+uint64_t in_pages(const struct engine *engine, uint64_t bytes)
+{
+    uint64_t page = engine->backend->pages->granule_bytes;
+
+    return (bytes + page - 1) / page * page;
+}
+
+static uint64_t larger(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* What is there whatever is painted. */
+static uint64_t fixed_bytes(const struct engine *engine)
+{
+    struct arena_stats stats = {.charged = engine->backend->context_bytes};
+
+    if (engine->arena != NULL)
+        arena_stats(engine->arena, &stats);
+    return stats.charged + in_pages(engine, engine->backend->workspace_bytes);
+}
+
+static uint64_t states_bytes(const struct engine *engine)
+{
+    uint64_t bytes = 0;
+
+    for (const struct image *image = engine->images; image != NULL; image = image->next)
+        if (image->memory != 0)
+            bytes += in_pages(engine, image->needs.state);
+    return bytes;
+}
+
+uint64_t engine_room(const struct engine *engine)
+{
+    uint64_t taken = fixed_bytes(engine) + states_bytes(engine);
+    uint64_t room = engine->budget > taken ? engine->budget - taken : 0;
+
+    return room - room % engine->backend->pages->granule_bytes;
+}
+
+/* ---- an image's needs ---- */
+
+int image_measure(struct image *image, struct error *err)
+{
+    struct needs *needs = &image->needs;
+
+    needs->state = image_place(image, 0);
+    if (rehearse_step(image->engine, image->tokens, &image->step_scratch) != 0 ||
+        condition_measure(image, &needs->condition) != 0 ||
+        decode_measure(image, &needs->decode) != 0)
+        return error_set(err, ENOMEM, "out of host memory");
+    needs->step = image->step_scratch.total_bytes;
+    return 0;
+}
+
+/* Workspace and weights of the passes that need the image's state. */
+static uint64_t denoise_bytes(const struct engine *engine, const struct needs *needs)
+{
+    return larger(in_pages(engine, needs->condition) + engine->transformer.condition.least_bytes,
+                  in_pages(engine, needs->step) + engine->transformer.step.least_bytes);
+}
+
+static uint64_t decode_bytes(const struct engine *engine, const struct needs *needs)
+{
+    return in_pages(engine, needs->decode) + engine->vae.blocks.least_bytes;
+}
+
+uint64_t image_budget(const struct image *image)
+{
+    const struct engine *engine = image->engine;
+    uint64_t denoise = in_pages(engine, image->needs.state) + denoise_bytes(engine, &image->needs);
+
+    return fixed_bytes(engine) +
+           larger(larger(engine->encode_bytes, denoise), decode_bytes(engine, &image->needs));
+}
+
+int measure_least_budget(struct engine *engine, struct error *err)
+{
+    int side = 2 * vae_enlargement(&engine->vae.config);
+    struct image_request smallest = {
+        .width_px = side, .height_px = side, .steps = 1, .cfg_scale = 1};
+    struct image image = image_of(engine, &smallest);
+    int result = image_measure(&image, err);
+
+    engine->least_budget = image_budget(&image);
+    scratch_finish(&image.step_scratch);
+    return result;
+}
+
+/* ---- who has memory ---- */
+
+static bool has_memory(const struct image *image)
+{
+    return image->memory != 0;
+}
+
+/* The most that a pass needs for one of the images that have memory, or for `other`. */
+static uint64_t denoise_most(const struct engine *engine, const struct image *other)
+{
+    uint64_t most = other != NULL ? denoise_bytes(engine, &other->needs) : 0;
+
+    for (const struct image *image = engine->images; image != NULL; image = image->next)
+        if (has_memory(image))
+            most = larger(most, denoise_bytes(engine, &image->needs));
+    return most;
+}
+
+/* Whether there is memory for all that are active, and for one more like the last. */
+static bool room_for_more(const struct engine *engine)
+{
+    uint64_t states = 0, most = denoise_most(engine, NULL);
+    const struct image *last = NULL;
+
+    for (const struct image *image = engine->images; image != NULL; image = image->next) {
+        if (!image_active(image))
+            continue;
+        last = image;
+        most = larger(most, denoise_bytes(engine, &image->needs));
+        states += has_memory(image) ? 0 : in_pages(engine, image->needs.state);
+    }
+    return last == NULL ||
+           engine_room(engine) >= states + in_pages(engine, last->needs.state) + most;
+}
+
+int engine_wanted_images(const struct engine *engine)
+{
+    const struct offload *offload = &engine->offload;
+    double copied = (double)offload->stats.copied_bytes;
+    double rate = copied > 0 ? engine->timeline.sums.copy_s / copied : 0;
+    double copy_s = (double)engine->streamed_bytes * rate;
+    int wanted = 1, active = 0;
+
+    for (const struct image *image = engine->images; image != NULL; image = image->next)
+        active += image_active(image);
+    while (engine->lane_s > 0 && wanted < PASS_LANES && copy_s > 1.1 * engine->lane_s * wanted)
+        wanted++;
+    return wanted <= active || room_for_more(engine) ? wanted : active;
+}
+
+void room_clear(struct engine *engine)
+{
+    struct error err;
+
+    while (states_bytes(engine) > 0 && engine_room(engine) < denoise_most(engine, NULL)) {
+        struct image *last = NULL;
+
+        for (struct image *image = engine->images; image != NULL; image = image->next)
+            if (has_memory(image))
+                last = image;
+        pass_close(engine);
+        if (image_leave(last, &err) != 0)
+            image_fail(last, &err);
+    }
+}
+
+bool room_fill(struct engine *engine)
+{
+    struct error err;
+
+    for (struct image *image = engine->images; image != NULL; image = image->next) {
+        int result;
+
+        if (!image_active(image) || has_memory(image))
+            continue;
+        /* Nobody overtakes: what is free may be what this one needs next. */
+        if (encode_needed(image) || image->step == image->request.steps ||
+            engine_room(engine) <
+                in_pages(engine, image->needs.state) + denoise_most(engine, image))
+            return true;
+        pass_close(engine);
+        result = image_enter(image, &err);
+        if (result == -EAGAIN)
+            return false;
+        if (result != 0)
+            image_fail(image, &err);
+    }
+    return true;
+}
+
+bool room_for_text(const struct engine *engine)
+{
+    return engine_room(engine) >= engine->encode_bytes;
+}
+
+bool room_for_decoding(const struct image *image)
+{
+    return engine_room(image->engine) >= decode_bytes(image->engine, &image->needs);
+}

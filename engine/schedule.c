@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: MIT */
+#include "engine/schedule.h"
+
+#include "engine/ring.h"
+
+/* Runs until the clocks of the streams no longer drift apart, and those that are then measured. */
+enum { RUNS_BEFORE = 4, RUNS_MEASURED = 4 };
+
+struct clocks {
+    double copy, compute;      /* when what is queued on each stream ends */
+    double copied[RING_SLOTS]; /* when what is in a slot has arrived */
+};
+
+static double later(double a, double b)
+{
+    return a > b ? a : b;
+}
+
+static void load(const struct schedule_case *c, struct ring *ring, struct clocks *clocks, int slot,
+                 size_t j)
+{
+    ring->held[slot] = j;
+    clocks->copy = later(clocks->copy, clocks->compute) + (double)c->bytes[j] * c->copy_byte_s;
+    clocks->copied[slot] = clocks->copy;
+}
+
+static void use(const struct schedule_case *c, struct ring *ring, struct clocks *clocks, size_t i)
+{
+    size_t j;
+    int slot;
+
+    if (!c->stays[i] && ring_slot(ring, i) < 0)
+        load(c, ring, clocks, ring_find(ring, i, 0), i);
+    while (ring_next(ring, i, &j, &slot))
+        load(c, ring, clocks, slot, j);
+    if (!c->stays[i])
+        clocks->compute = later(clocks->compute, clocks->copied[ring_slot(ring, i)]);
+    clocks->compute +=
+        c->compute_s != NULL ? c->compute_s[i] : (double)c->bytes[i] * c->compute_byte_s;
+}
+
+double schedule_period(const struct schedule_case *c)
+{
+    struct ring ring = ring_empty(c->count, c->stays);
+    struct clocks clocks = {0};
+    double start = 0;
+
+    ring.wrap = true;
+    for (int run = 0; run < RUNS_BEFORE + RUNS_MEASURED; run++) {
+        if (run == RUNS_BEFORE)
+            start = clocks.compute;
+        for (size_t i = 0; i < c->count; i++)
+            use(c, &ring, &clocks, i);
+    }
+    return (clocks.compute - start) / RUNS_MEASURED;
+}

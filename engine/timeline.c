@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: MIT */
+#include "engine/timeline.h"
+
+#include <string.h>
+
+void timeline_init(struct timeline *timeline, struct backend *backend)
+{
+    *timeline = (struct timeline){.backend = backend};
+}
+
+static uint64_t mark(struct timeline *t, enum backend_stream stream)
+{
+    return t->backend->ops->mark(t->backend, stream);
+}
+
+static double seconds(struct timeline *t, uint64_t from, uint64_t to)
+{
+    return t->backend->ops->mark_seconds(t->backend, from, to);
+}
+
+static struct timeline_block *block_at(struct timeline *t, uint64_t number)
+{
+    return &t->blocks[number % (TIMELINE_AHEAD + 1)];
+}
+
+/* The sums of a kind; beyond TIMELINE_KINDS of them the last one takes all. */
+static struct timeline_kind *kind_of(struct timeline *t, const char *kind)
+{
+    size_t i = 0;
+
+    while (i + 1 < TIMELINE_KINDS && t->kinds[i].kind != NULL &&
+           strcmp(t->kinds[i].kind, kind) != 0)
+        i++;
+    if (t->kinds[i].kind == NULL)
+        t->kinds[i].kind = kind;
+    return &t->kinds[i];
+}
+
+/* The copies that the compute stream has waited for when it is past block `number`. */
+static void copies_settle(struct timeline *t, uint64_t number)
+{
+    size_t kept = 0;
+
+    for (size_t i = 0; i < t->copy_count; i++) {
+        if (t->copies[i].before <= number && t->copies[i].done != 0)
+            t->sums.copy_s += seconds(t, t->copies[i].begun, t->copies[i].done);
+        else
+            t->copies[kept++] = t->copies[i];
+    }
+    t->copy_count = kept;
+}
+
+static void settle_oldest(struct timeline *t)
+{
+    const struct timeline_block *block = block_at(t, t->first);
+    struct timeline_kind *kind = kind_of(t, block->kind);
+    double compute, wait;
+
+    t->backend->ops->mark_wait(t->backend, block->done);
+    wait = seconds(t, block->begun, block->ready);
+    compute = seconds(t, block->ready, block->done);
+    t->sums.wait_s += wait;
+    t->sums.compute_s += compute;
+    kind->sums.wait_s += wait;
+    kind->sums.compute_s += compute;
+    kind->blocks++;
+    copies_settle(t, t->first++);
+}
+
+/* A mark, which ends the block that is open. */
+static uint64_t block_end(struct timeline *t)
+{
+    uint64_t now = mark(t, STREAM_COMPUTE);
+
+    if (t->open)
+        block_at(t, t->next - 1)->done = now;
+    t->open = false;
+    return now;
+}
+
+void timeline_begin(struct timeline *t, const char *kind)
+{
+    uint64_t now = block_end(t);
+
+    while (t->next - t->first >= TIMELINE_AHEAD)
+        settle_oldest(t);
+    *block_at(t, t->next++) = (struct timeline_block){.kind = kind, .begun = now};
+    t->open = true;
+}
+
+void timeline_ready(struct timeline *t)
+{
+    block_at(t, t->next - 1)->ready = mark(t, STREAM_COMPUTE);
+}
+
+void timeline_copy_begin(struct timeline *t, size_t ahead)
+{
+    if (t == NULL || t->copy_count == TIMELINE_COPIES)
+        return;
+    t->copies[t->copy_count].begun = mark(t, STREAM_COPY);
+    t->copies[t->copy_count].done = 0;
+    t->copies[t->copy_count++].before = t->next - 1 + ahead;
+}
+
+void timeline_copy_end(struct timeline *t)
+{
+    if (t != NULL && t->copy_count > 0 && t->copies[t->copy_count - 1].done == 0)
+        t->copies[t->copy_count - 1].done = mark(t, STREAM_COPY);
+}
+
+void timeline_end(struct timeline *t)
+{
+    if (t->open)
+        block_end(t);
+}
+
+void timeline_settle(struct timeline *t)
+{
+    while (t->first < t->next)
+        settle_oldest(t);
+    copies_settle(t, UINT64_MAX);
+}
+
+void timeline_drop(struct timeline *t)
+{
+    t->first = t->next;
+    t->open = false;
+    t->copy_count = 0;
+}

@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Where time goes on the device: computing, waiting for weights, copying them, block by block.
+ *
+ * Marks are put into the streams as work is queued, and read when the device has come past them.
+ * They also keep the caller from running far ahead of the device, so that progress, a new budget
+ * and a cancellation mean blocks that the device works on.
+ */
+#ifndef FLUXFS_ENGINE_TIMELINE_H
+#define FLUXFS_ENGINE_TIMELINE_H
+
+#include "engine/backend.h"
+
+enum {
+    TIMELINE_AHEAD = 8, /* blocks queued and not done; then the caller waits for the oldest */
+    TIMELINE_KINDS = 32,
+    TIMELINE_COPIES = 64, /* begun and not settled; more go untimed */
+};
+
+struct timeline_sums {
+    double compute_s, wait_s; /* of the compute stream: at work; idle until weights come */
+    double copy_s;            /* of the copy stream, at work */
+};
+
+/* All blocks of one kind. */
+struct timeline_kind {
+    const char *kind; /* static */
+    uint64_t blocks;
+    struct timeline_sums sums; /* copy_s stays 0: what is copied during a block is another one */
+};
+
+struct timeline_block {
+    const char *kind;
+    uint64_t begun, ready, done; /* marks: before and after waiting for weights; behind its work */
+};
+
+struct timeline {
+    struct backend *backend;
+    struct timeline_block blocks[TIMELINE_AHEAD + 1]; /* a ring */
+    uint64_t first, next;                             /* numbers of those not settled */
+    bool open;                                        /* the last one's end is not marked */
+    struct {
+        uint64_t begun, done; /* marks */
+        uint64_t before;      /* the number of a block that runs after it */
+    } copies[TIMELINE_COPIES];
+    size_t copy_count;
+    struct timeline_sums sums; /* since the start */
+    struct timeline_kind kinds[TIMELINE_KINDS];
+};
+
+void timeline_init(struct timeline *timeline, struct backend *backend);
+
+/* A block's turn: before its weights are asked for (which ends the block before), and when work
+ * queued from now on is its own. */
+void timeline_begin(struct timeline *timeline, const char *kind);
+void timeline_ready(struct timeline *timeline);
+/* Around the copies of one block's weights: of the block whose turn it is, or of one that comes so
+ * many blocks later. NULL is allowed. */
+void timeline_copy_begin(struct timeline *timeline, size_t ahead);
+void timeline_copy_end(struct timeline *timeline);
+
+/* Ends the last block. */
+void timeline_end(struct timeline *timeline);
+/* Settles all, when the device is known to be at rest. */
+void timeline_settle(struct timeline *timeline);
+/* Forgets what is not settled, e.g. after an error. */
+void timeline_drop(struct timeline *timeline);
+
+#endif

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The configuration: defaults < /etc/fluxfs.ini < ~/.config/fluxfs/fluxfs.ini (or the one file of
+ * --config) < the command line.
+ *
+ *   fluxfs [OPTIONS] MOUNTPOINT
+ *   fluxfs [OPTIONS] SOURCE MOUNTPOINT        as mount(8) calls us
+ *
+ * Every key of the ini file (section [fluxfs]) is also a word for -o, and a --option with dashes:
+ * `vram_budget = 12G`, `-o vram_budget=12G`, `--vram-budget=12G`. SOURCE, unless it is "fluxfs" or
+ * "none", is the model. mount(8)'s own words after -o are accepted and mean nothing here.
+ */
+#ifndef FLUXFS_FS_CONFIG_H
+#define FLUXFS_FS_CONFIG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <sys/types.h>
+
+#include "engine/error.h"
+#include "fs/prompt.h"
+
+enum config_action { CONFIG_MOUNT, CONFIG_HELP, CONFIG_VERSION };
+enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARNING, LOG_LEVEL_INFO, LOG_LEVEL_DEBUG };
+
+/* Strings are owned, absolute paths where they are paths, and never NULL but where it says so. */
+struct config {
+    enum config_action action; /* if not CONFIG_MOUNT, nothing else is filled in */
+    char *mountpoint;
+    char *source;     /* the first column of /proc/mounts: the model's path, or "fluxfs" */
+    char *model;      /* checkpoint folder; by default the embedded one */
+    char *backend;    /* auto, cpu or cuda */
+    char *module_dir; /* where fluxfs-cuda.so lies; NULL if nowhere */
+    char *state_dir;
+    char *trace_path;              /* NULL: no trace */
+    uint64_t vram_budget_bytes;    /* 0: automatic */
+    int threads;                   /* 0: one for each core */
+    struct prompt_values defaults; /* steps, guidance, size … of prompts that don't say */
+    uint32_t queue_limit;          /* most jobs waiting; 0: none */
+    uint64_t images_limit_bytes;   /* disk use of images; 0: none */
+    uid_t uid;                     /* owner of the files shown, by default the caller's */
+    gid_t gid;
+    mode_t umask; /* taken off the modes shown; by default 022 */
+    bool allow_other;
+    bool read_prompts; /* others may read prompts that aren't theirs */
+    bool foreground;
+    enum log_level log_level;
+};
+
+/* Reads everything. On failure the config needs no finishing. Errors are one line that names file,
+ * line and key, or the option: "/etc/fluxfs.ini:7: vram_budget: 12Q is no size (try 12G …)".
+ * Looked up on the disk are the ini files, and where the embedded model and the modules lie.
+ * Failure: EINVAL, ENOMEM, ENOENT, or reading's errno. */
+int config_load(struct config *config, int argc, char *const argv[], struct error *err);
+void config_finish(struct config *config);
+
+/* For --help and --version. */
+void config_print_help(FILE *out);
+void config_print_version(FILE *out);
+
+/* "12G", "22.3G", "512M", "4096", "auto" (0); powers of 1024, with B or iB after if one likes.
+ * Failure: EINVAL with the reason. */
+int config_parse_size(uint64_t *bytes, const char *text, struct error *err);
+
+/* The shortest text that config_parse_size takes back exactly ("22.3G" becomes what it stands for
+ * in bytes if need be); 0 is "auto". */
+void config_format_size(char text[32], uint64_t bytes);
+
+#endif

@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "fs/handle.h"
+#include "fs/log.h"
+#include "fs/mount.h"
+#include "fs/ops.h"
+
+/* In background mode the parent waits at the other end for one byte, an exit status, and prints
+ * nothing itself: the child still has stderr until it is mounted. */
+struct launch {
+    const struct config *config;
+    int report_fd; /* -1 in the foreground, and once reported */
+};
+
+static void launch_report(struct launch *launch, unsigned char status)
+{
+    if (launch->report_fd >= 0) {
+        if (write(launch->report_fd, &status, 1) != 1) {
+            /* The parent is gone: nobody wants to know. */
+        }
+        close(launch->report_fd);
+        launch->report_fd = -1;
+    }
+}
+
+static void launch_mounted(void *owner)
+{
+    struct launch *launch = owner;
+
+    mount_notify_systemd("READY=1\nSTATUS=mounted");
+    if (launch->report_fd >= 0) {
+        int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+        if (null >= 0) {
+            dup2(null, STDIN_FILENO);
+            dup2(null, STDOUT_FILENO);
+            dup2(null, STDERR_FILENO);
+            close(null);
+        }
+        launch_report(launch, EXIT_SUCCESS);
+    }
+}
+
+/* The parent's half: waits until the child is mounted or has failed. */
+_Noreturn static void launch_wait(int fd, pid_t child)
+{
+    unsigned char status = EXIT_FAILURE;
+    ssize_t got;
+
+    do {
+        got = read(fd, &status, 1);
+    } while (got < 0 && errno == EINTR);
+    if (got != 1) {
+        waitpid(child, NULL, 0);
+    }
+    _exit(status);
+}
+
+static int launch_detach(struct launch *launch, struct error *err)
+{
+    int fds[2];
+    pid_t child;
+
+    if (pipe2(fds, O_CLOEXEC) != 0) {
+        return error_set(err, errno, "pipe: %s", strerror(errno));
+    }
+    child = fork();
+    if (child < 0) {
+        return error_set(err, errno, "fork: %s", strerror(errno));
+    }
+    if (child > 0) {
+        close(fds[1]);
+        launch_wait(fds[0], child);
+    }
+    close(fds[0]);
+    launch->report_fd = fds[1];
+    log_open(launch->config->log_level, true);
+    if (setsid() < 0 || chdir("/") != 0) {
+        return error_set(err, errno, "going into the background: %s", strerror(errno));
+    }
+    return 0;
+}
+
+static int serve(struct daemon *daemon, struct error *err)
+{
+    const char *mountpoint = daemon->config->mountpoint;
+    struct fuse_session *session;
+    int code = ops_session_create(daemon, err);
+
+    if (code != 0) {
+        return code;
+    }
+    session = daemon->session;
+    if (fuse_set_signal_handlers(session) != 0) {
+        fuse_session_destroy(session);
+        return error_set(err, EINVAL, "signal handlers can't be set");
+    }
+    if (fuse_session_mount(session, mountpoint) != 0) {
+        code = error_set(err, EIO, "%s: can't be mounted (libfuse said why)", mountpoint);
+    } else {
+        code = daemon_start(daemon, err);
+        if (code == 0) {
+            code = ops_session_run(daemon, err);
+        }
+        mount_notify_systemd("STOPPING=1");
+        daemon_quiet(daemon);
+        fuse_session_unmount(session);
+    }
+    fuse_remove_signal_handlers(session);
+    fuse_session_destroy(session);
+    return code;
+}
+
+/* Each file of prompts/ that the kernel knows is open here, and there may be thousands. */
+static void files_limit_raise(void)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
+static int run(const struct config *config, struct launch *launch, struct error *err)
+{
+    static struct daemon daemon; /* zeroed, and too large for some stacks */
+    struct notifier *notifier = NULL;
+    int code = mount_prepare(config->mountpoint, err);
+
+    if (code == 0 && !config->foreground) {
+        code = launch_detach(launch, err);
+    }
+    if (code != 0) {
+        return code;
+    }
+    if (notifier_create(&notifier, config->mountpoint, err) != 0) {
+        log_line(LOG_LEVEL_WARNING, "%s; inotify won't see new images", err->text);
+    }
+    files_limit_raise();
+    daemon.mounted = launch_mounted;
+    daemon.owner = launch;
+    code = daemon_open(&daemon, config, notifier, err);
+    if (code == 0) {
+        code = serve(&daemon, err);
+    }
+    daemon_close(&daemon);
+    return code;
+}
+
+int main(int argc, char *argv[])
+{
+    struct config config;
+    struct launch launch = {.config = &config, .report_fd = -1};
+    struct error err = {0};
+    int code = config_load(&config, argc, argv, &err);
+
+    if (code != 0) {
+        fprintf(stderr, "fluxfs: %s\n", err.text);
+        return EXIT_FAILURE;
+    }
+    if (config.action == CONFIG_HELP) {
+        config_print_help(stdout);
+    } else if (config.action == CONFIG_VERSION) {
+        config_print_version(stdout);
+    } else {
+        log_open(config.log_level, false);
+        code = run(&config, &launch, &err);
+        if (code != 0) {
+            fprintf(stderr, "fluxfs: %s\n", err.text); /* /dev/null once in the background */
+            if (!config.foreground) {
+                log_line(LOG_LEVEL_ERROR, "%s", err.text);
+            }
+        }
+        launch_report(&launch, EXIT_FAILURE);
+    }
+    config_finish(&config);
+    return code == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}

@@ -1,0 +1,348 @@
+/* SPDX-License-Identifier: MIT */
+/* prompts/: the operations of real files, and what makes a job of one. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "fs/content.h"
+#include "fs/log.h"
+#include "fs/ops_private.h"
+
+static void attr_show(struct daemon *daemon, int64_t id, struct stat *st)
+{
+    st->st_ino = node_ino((struct node){.kind = NODE_PROMPT, .id = id});
+    /* What belongs to whoever runs us belongs to whoever mounts. */
+    st->st_uid = st->st_uid == geteuid() ? daemon->config->uid : st->st_uid;
+    st->st_gid = st->st_gid == getegid() ? daemon->config->gid : st->st_gid;
+}
+
+int drop_attr(struct daemon *daemon, struct node node, int fd, struct stat *st)
+{
+    if (fd < 0) {
+        fd = drop_file_fd(&daemon->drop, node.id);
+    }
+    if (fd < 0) {
+        return fd;
+    }
+    if (fstat(fd, st) != 0) {
+        return -errno;
+    }
+    attr_show(daemon, node.id, st);
+    return 0;
+}
+
+int drop_entry(struct daemon *daemon, const char *name, struct fuse_entry_param *entry)
+{
+    int64_t id;
+    int code;
+
+    *entry = (struct fuse_entry_param){
+        .attr_timeout = PROMPT_TIMEOUT_S,
+        .entry_timeout = PROMPT_TIMEOUT_S,
+    };
+    code = drop_lookup(&daemon->drop, name, &id, &entry->attr);
+    if (code != 0) {
+        return code;
+    }
+    attr_show(daemon, id, &entry->attr);
+    entry->ino = entry->attr.st_ino;
+    return 0;
+}
+
+void drop_open(fuse_req_t req, struct handle *handle, struct fuse_file_info *fi)
+{
+    struct daemon *daemon = daemon_of(req);
+
+    handle->fd = drop_reopen(&daemon->drop, handle->node.id, fi->flags & ~O_APPEND);
+    if (handle->fd < 0) {
+        int code = handle->fd;
+        handle_destroy(daemon, handle);
+        fuse_reply_err(req, -code);
+        return;
+    }
+    handle->dirty = handle->writable && (fi->flags & O_TRUNC) != 0;
+    if (fuse_reply_open(req, fi) == -ENOENT) {
+        handle_destroy(daemon, handle);
+    }
+}
+
+/* Only root can: the files of other daemons all belong to whoever runs them. */
+static void owner_give(struct daemon *daemon, int fd, struct viewer maker)
+{
+    if (geteuid() == 0 && maker.uid != daemon->config->uid &&
+        fchown(fd, maker.uid, maker.gid) != 0) {
+        log_line(LOG_LEVEL_WARNING, "prompts: a file of user %u stays ours: %s",
+                 (unsigned)maker.uid, strerror(errno));
+    }
+}
+
+void drop_create(fuse_req_t req, const char *name, mode_t mode, struct fuse_file_info *fi)
+{
+    struct daemon *daemon = daemon_of(req);
+    struct fuse_entry_param entry;
+    struct handle *handle;
+    int code, fd = openat(daemon->drop.folder_fd, name,
+                          (fi->flags & ~(O_APPEND | O_NOFOLLOW)) | O_CREAT | O_CLOEXEC,
+                          (mode & 0777 & ~fuse_req_ctx(req)->umask) | 0600);
+
+    if (fd < 0) {
+        fuse_reply_err(req, errno);
+        return;
+    }
+    owner_give(daemon, fd, viewer_of(req));
+    code = drop_entry(daemon, name, &entry);
+    if (code != 0) {
+        close(fd);
+        fuse_reply_err(req, -code);
+        return;
+    }
+    handle = handle_create(req, node_of_ino(entry.ino), fi);
+    if (handle == NULL) {
+        close(fd);
+        drop_forget(&daemon->drop, node_of_ino(entry.ino).id, 1);
+        fuse_reply_err(req, ENOMEM);
+        return;
+    }
+    handle->fd = fd;
+    if (fuse_reply_create(req, &entry, fi) == -ENOENT) {
+        handle_destroy(daemon, handle);
+    }
+}
+
+void drop_read(fuse_req_t req, struct handle *handle, size_t size, off_t offset)
+{
+    image_read(req, handle, size, offset);
+}
+
+void drop_write(fuse_req_t req, struct handle *handle, const char *bytes, size_t size, off_t offset)
+{
+    struct daemon *daemon = daemon_of(req);
+    ssize_t written;
+
+    do {
+        written = pwrite(handle->fd, bytes, size, offset);
+    } while (written < 0 && errno == EINTR);
+    if (written < 0) {
+        fuse_reply_err(req, errno);
+        return;
+    }
+    pthread_mutex_lock(&daemon->tree.lock);
+    handle->dirty = true;
+    pthread_mutex_unlock(&daemon->tree.lock);
+    fuse_reply_write(req, (size_t)written);
+}
+
+/* ---- Making a job of a file. ---- */
+
+static int content_read(int fd, struct text *content)
+{
+    char piece[8192];
+    ssize_t got;
+
+    /* A byte more than a prompt may have, so that it is refused and not cut. */
+    while (content->length <= PROMPT_MAX_BYTES) {
+        got = pread(fd, piece, sizeof piece, (off_t)content->length);
+        if (got < 0 && errno != EINTR) {
+            return -errno;
+        }
+        if (got == 0) {
+            break;
+        }
+        text_add(content, piece, got > 0 ? (size_t)got : 0);
+    }
+    return content->failed ? -ENOMEM : 0;
+}
+
+/* The same content again makes no second job while the first one lives or its image is there. */
+static bool made_already(struct daemon *daemon, const char *name, uint64_t digest)
+{
+    struct job_info info;
+    uint64_t known;
+    int64_t id;
+
+    return queue_find_source(daemon->queue, name, &id, &known) && known == digest &&
+           queue_find(daemon->queue, id, &info) &&
+           (info.state == JOB_WAITING || info.state == JOB_RUNNING ||
+            (info.state == JOB_DONE && info.has_image));
+}
+
+/* Submits what the open file holds under its name. An empty file is no prompt yet. */
+static int file_submit(struct daemon *daemon, const char *name, int fd, const struct viewer *writer)
+{
+    struct text content = {0};
+    struct submission submission;
+    int64_t ids[PROMPT_MAX_COUNT];
+    size_t count;
+    struct error err = {0};
+    int code = content_read(fd, &content);
+
+    submission = (struct submission){
+        .bytes = content.bytes,
+        .length = content.length,
+        .uid = writer->uid,
+        .gid = writer->gid,
+        .source = name,
+        .source_digest = content_hash(&content) >> 1, /* SQLite's integers are signed */
+    };
+    if (code == 0 && fsync(fd) != 0) {
+        code = -errno;
+    }
+    if (code != 0) {
+        events_add_error_of(&daemon->events, writer->uid, "prompts: a file can't be read or kept",
+                            "prompts/%s: %s: not painted; save it again", name, strerror(-code));
+    } else if (content.length > 0 && strspn(content.bytes, " \t\r\n") < content.length &&
+               !made_already(daemon, name, submission.source_digest)) {
+        code = submission_accept(daemon, &submission, ids, &count, &err);
+    }
+    content_finish(&content);
+    return code;
+}
+
+int drop_commit(struct daemon *daemon, struct handle *handle)
+{
+    char name[256];
+    bool dirty;
+    int fd, code = 0;
+
+    pthread_mutex_lock(&daemon->tree.lock);
+    dirty = handle->dirty;
+    handle->dirty = false;
+    pthread_mutex_unlock(&daemon->tree.lock);
+    if (!dirty || !drop_name_of(&daemon->drop, handle->fd, name) || !drop_name_is_prompt(name)) {
+        return 0;
+    }
+    fd = openat(daemon->drop.folder_fd, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd >= 0) {
+        code = file_submit(daemon, name, fd, &handle->opener);
+        close(fd);
+    }
+    return code;
+}
+
+/* ---- Names. ---- */
+
+void drop_unlink(fuse_req_t req, const char *name)
+{
+    int code = unlinkat(daemon_of(req)->drop.folder_fd, name, 0) == 0 ? 0 : errno;
+
+    fuse_reply_err(req, code);
+}
+
+/* A file that gets the name of a prompt is one, and is made at once, unless someone is still
+ * writing to it. A mistake in it can't undo the rename: it is told in status/error. */
+void drop_rename(fuse_req_t req, const char *name, const char *new_name, unsigned flags)
+{
+    struct daemon *daemon = daemon_of(req);
+    struct viewer writer = viewer_of(req);
+    int folder = daemon->drop.folder_fd, fd;
+
+    if (renameat2(folder, name, folder, new_name, flags) != 0) {
+        fuse_reply_err(req, errno);
+        return;
+    }
+    if (drop_name_is_prompt(new_name)) {
+        fd = openat(folder, new_name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+        if (fd >= 0) {
+            file_submit(daemon, new_name, fd, &writer);
+            close(fd);
+        }
+    }
+    fuse_reply_err(req, 0);
+}
+
+/* ---- Attributes. ---- */
+
+static int times_change(const char *path, const struct stat *attr, int to_set)
+{
+    struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, {.tv_nsec = UTIME_OMIT}};
+
+    if ((to_set & FUSE_SET_ATTR_ATIME_NOW) != 0) {
+        times[0].tv_nsec = UTIME_NOW;
+    } else if ((to_set & FUSE_SET_ATTR_ATIME) != 0) {
+        times[0] = attr->st_atim;
+    }
+    if ((to_set & FUSE_SET_ATTR_MTIME_NOW) != 0) {
+        times[1].tv_nsec = UTIME_NOW;
+    } else if ((to_set & FUSE_SET_ATTR_MTIME) != 0) {
+        times[1] = attr->st_mtim;
+    }
+    return utimensat(AT_FDCWD, path, times, 0);
+}
+
+/* The kernel has checked that whoever asks may; whether we may is another matter. */
+static int owner_change(struct daemon *daemon, struct node node, const char *path,
+                        const struct stat *attr, int to_set)
+{
+    struct stat shown;
+    int code = drop_attr(daemon, node, -1, &shown);
+    uid_t uid = (uid_t)-1;
+    gid_t gid = (gid_t)-1;
+
+    if (code != 0) {
+        return code;
+    }
+    if ((to_set & FUSE_SET_ATTR_UID) != 0 && attr->st_uid != shown.st_uid) {
+        uid = attr->st_uid;
+    }
+    if ((to_set & FUSE_SET_ATTR_GID) != 0 && attr->st_gid != shown.st_gid) {
+        gid = attr->st_gid;
+    }
+    if (uid == (uid_t)-1 && gid == (gid_t)-1) {
+        return 0;
+    }
+    return chown(path, uid, gid) == 0 ? 0 : -errno;
+}
+
+static int attr_change(struct daemon *daemon, struct node node, const struct stat *attr, int to_set,
+                       struct handle *handle)
+{
+    int fd = drop_file_fd(&daemon->drop, node.id), code;
+    char path[64];
+
+    if (fd < 0) {
+        return fd;
+    }
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    code = owner_change(daemon, node, path, attr, to_set);
+    if (code != 0) {
+        return code;
+    }
+    if ((to_set & FUSE_SET_ATTR_MODE) != 0 && chmod(path, attr->st_mode & 0777) != 0) {
+        return -errno;
+    }
+    if ((to_set & FUSE_SET_ATTR_SIZE) != 0 && truncate(path, attr->st_size) != 0) {
+        return -errno;
+    }
+    if ((to_set & (FUSE_SET_ATTR_ATIME | FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_ATIME_NOW |
+                   FUSE_SET_ATTR_MTIME_NOW)) != 0 &&
+        times_change(path, attr, to_set) != 0) {
+        return -errno;
+    }
+    if (handle != NULL && (to_set & FUSE_SET_ATTR_SIZE) != 0) {
+        pthread_mutex_lock(&daemon->tree.lock);
+        handle->dirty = true;
+        pthread_mutex_unlock(&daemon->tree.lock);
+    }
+    return 0;
+}
+
+void drop_setattr(fuse_req_t req, struct node node, const struct stat *attr, int to_set,
+                  struct fuse_file_info *fi)
+{
+    struct daemon *daemon = daemon_of(req);
+    struct handle *handle = fi != NULL ? handle_of(fi) : NULL;
+    struct stat st;
+    int code = attr_change(daemon, node, attr, to_set, handle);
+
+    if (code == 0) {
+        code = drop_attr(daemon, node, -1, &st);
+    }
+    if (code != 0) {
+        fuse_reply_err(req, -code);
+    } else {
+        fuse_reply_attr(req, &st, PROMPT_TIMEOUT_S);
+    }
+}

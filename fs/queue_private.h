@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: MIT */
+/* Shared by queue.c (the thread that commits, and what is read) and queue_change.c (what changes).
+ */
+#ifndef FLUXFS_FS_QUEUE_PRIVATE_H
+#define FLUXFS_FS_QUEUE_PRIVATE_H
+
+#include <pthread.h>
+
+#include "fs/queue_store.h"
+
+/* What memory and the observer learn once a batch is committed. */
+struct effect {
+    enum queue_event event;
+    struct entry entry;
+    struct entry *fresh; /* an empty block for index_put */
+};
+
+/* One transaction in the making; of the committing thread alone. */
+struct batch {
+    struct queue *queue;
+    struct effect *effects;
+    size_t count, capacity;
+    size_t added;    /* effects that are new jobs */
+    bool wrote;      /* something, so that its commit says how the disk is */
+    size_t writers;  /* of the last batch, and those who came while it was committed */
+    int64_t took_ns; /* to commit the last batch */
+    int64_t waiting; /* jobs waiting, as the batch would leave it */
+    int64_t now_ns;
+    int64_t last_id;
+};
+
+/* A caller's wish. It lives on the caller's stack until `done`; the fields below are arguments, as
+ * far as `apply` looks at them. */
+struct change {
+    /* Called by the committing thread within a transaction; refuses before it writes. */
+    int (*apply)(struct batch *batch, struct change *change, struct error *err);
+    struct change *next; /* queue.lock */
+    bool done;           /* queue.lock */
+    int rc;              /* valid once done */
+    struct error err;
+
+    int64_t id;
+    int64_t number;
+    const char *key, *value;
+    const struct job_request *requests;
+    size_t count;
+    int64_t *ids;
+    const struct prompt_values *values;
+    const struct job_result *result;
+    struct job *job; /* filled in, unless the change fails */
+};
+
+struct queue {
+    size_t waiting_limit;
+    struct queue_observer observer;
+    int lock_fd; /* holds the lock on the state folder */
+    pthread_t committer;
+
+    pthread_mutex_t lock;        /* never held across disk, nor across the observer */
+    pthread_cond_t wanted;       /* something is pending, or closing is set */
+    pthread_cond_t committed;    /* some changes are done */
+    struct queue_index index;    /* lock */
+    struct change *first, *last; /* lock: pending, in order of arrival */
+    size_t pending;              /* lock: how many */
+    size_t gathered;             /* lock: the committing thread waits for so many; 0: for any */
+    bool closing;                /* lock */
+    int64_t last_id;             /* lock */
+    uint64_t changes;            /* lock */
+    struct error trouble;        /* lock: why the last batch could not be committed, or zero */
+
+    struct store writer;   /* the committing thread's */
+    int64_t last_position; /* the committing thread's: no job has a larger one */
+
+    pthread_mutex_t reader_lock; /* never taken while holding `lock`, nor the other way round */
+    struct store reader;         /* reader_lock */
+};
+
+/* Hands the change to the committing thread and waits for it. */
+int queue_change(struct queue *queue, struct change *change, struct error *err);
+
+/* Notes what a change did, to be shown once it is durable: reads the job back. */
+int batch_note(struct batch *batch, enum queue_event event, int64_t id, struct error *err);
+
+/* The reader's connection, locked; opened again if it failed before. On failure there is nothing to
+ * end. */
+int reader_begin(struct queue *queue, struct error *err);
+void reader_end(struct queue *queue, enum statement statement);
+
+/* EAGAIN if that many more would pass the limit. */
+int queue_check_limit(const struct queue *queue, size_t waiting, size_t more, struct error *err);
+
+#endif

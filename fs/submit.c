@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "fs/daemon.h"
+
+static int parse(struct daemon *daemon, const struct submission *submission, struct prompt *prompt,
+                 struct error *err)
+{
+    struct control_values values;
+    int code;
+
+    control_values(&daemon->control, &values);
+    code = prompt_parse(prompt, submission->bytes, submission->length, &values.prompt, err);
+    if (code != 0) {
+        return code;
+    }
+    code = worker_check(daemon->worker, prompt, err);
+    if (code == 0) {
+        code = queue_room(daemon->queue, (size_t)prompt->values.count, err);
+    }
+    if (code != 0) {
+        prompt_finish(prompt);
+    }
+    return code;
+}
+
+static int refuse(struct daemon *daemon, const struct submission *submission, int code,
+                  const struct error *err)
+{
+    if (submission->source != NULL) {
+        events_add_error_of(&daemon->events, submission->uid, "prompts: a file was refused",
+                            "prompts/%s: %s", submission->source, err->text);
+    } else {
+        events_add_error_of(&daemon->events, submission->uid, "new: a prompt was refused",
+                            "new: %s", err->text);
+    }
+    return code;
+}
+
+/* Shells say nothing when close() fails, so a disk that failed the last time is tried in write().
+ */
+static int disk_check(struct daemon *daemon, struct error *err)
+{
+    return queue_trouble(daemon->queue, err) == 0 ? 0 : queue_probe(daemon->queue, err);
+}
+
+int submission_check(struct daemon *daemon, const struct submission *submission, struct error *err)
+{
+    struct prompt prompt;
+    int code = disk_check(daemon, err);
+
+    if (code == 0) {
+        code = parse(daemon, submission, &prompt, err);
+    }
+    if (code != 0) {
+        return refuse(daemon, submission, code, err);
+    }
+    prompt_finish(&prompt);
+    return 0;
+}
+
+/* Of several images from one file the later ones get names with a number before the extension,
+ * since each name in images/ comes from the source: fox.png, fox-2.png … */
+static void source_number(char source[QUEUE_NAME_BYTES], const char *of, size_t index)
+{
+    const char *dot = strrchr(of, '.');
+    int stem = (int)(dot != NULL && dot != of ? (size_t)(dot - of) : strlen(of));
+
+    if (index == 0) {
+        snprintf(source, QUEUE_NAME_BYTES, "%s", of);
+    } else {
+        snprintf(source, QUEUE_NAME_BYTES, "%.*s-%zu%s", stem > 240 ? 240 : stem, of, index + 1,
+                 dot != NULL && dot != of ? dot : "");
+    }
+}
+
+static int push(struct daemon *daemon, const struct submission *submission, struct prompt *prompt,
+                int64_t *ids, struct error *err)
+{
+    struct job_request requests[PROMPT_MAX_COUNT];
+    struct prompt prompts[PROMPT_MAX_COUNT];
+    char sources[PROMPT_MAX_COUNT][QUEUE_NAME_BYTES];
+    size_t count = (size_t)prompt->values.count;
+
+    for (size_t i = 0; i < count; i++) {
+        prompts[i] = *prompt; /* the texts stay the original's */
+        prompts[i].values.count = 1;
+        /* Seeds stay below 2⁶³. */
+        prompts[i].values.seed = (prompt->values.seed + i) & INT64_MAX;
+        requests[i] = (struct job_request){
+            .prompt = &prompts[i],
+            .uid = submission->uid,
+            .gid = submission->gid,
+            .source_digest = submission->source_digest,
+        };
+        if (submission->source != NULL) {
+            source_number(sources[i], submission->source, i);
+            requests[i].source = sources[i];
+        }
+    }
+    return queue_push(daemon->queue, requests, count, ids, err);
+}
+
+int submission_accept(struct daemon *daemon, const struct submission *submission, int64_t *ids,
+                      size_t *count, struct error *err)
+{
+    struct prompt prompt;
+    int code = parse(daemon, submission, &prompt, err);
+
+    if (code == 0) {
+        *count = (size_t)prompt.values.count;
+        code = push(daemon, submission, &prompt, ids, err);
+        prompt_finish(&prompt);
+    }
+    return code == 0 ? 0 : refuse(daemon, submission, code, err);
+}

@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: MIT */
+/* What worker.c (the thread, and what others ask of it), worker_jobs.c (from the queue to the
+ * encoder) and worker_memory.c share. */
+#ifndef FLUXFS_FS_WORKER_PRIVATE_H
+#define FLUXFS_FS_WORKER_PRIVATE_H
+
+#include <pthread.h>
+
+#include "fs/worker.h"
+
+enum {
+    WORKER_RETRY_S = 1, /* between attempts to write to a failing disk */
+};
+
+/* A job whose image the engine has. */
+struct active {
+    struct job job;
+    struct image *image; /* written with the tree lock; NULL: a free place */
+    int64_t started_ns;
+    struct text curve; /* guarded by the tree lock, as the rest */
+    int64_t sampled_ns, sample_step_ns;
+    size_t samples;
+};
+
+struct worker {
+    struct worker_options options;
+    pthread_mutex_t *lock; /* the tree lock */
+    pthread_t thread;
+    pthread_cond_t changed; /* with lock */
+
+    struct engine *engine; /* written by the worker with lock */
+    unsigned borrowers;    /* guarded by lock: others calling into engine or images just now */
+    struct {
+        struct engine_memory memory;
+        uint64_t version; /* of `memory`; grows with each look */
+        int64_t looked_ns;
+        bool looking;     /* someone asks the engine just now */
+    } seen;               /* guarded by lock */
+    bool woken, stopping; /* guarded by lock */
+    struct {
+        int64_t job;
+        enum job_state state;
+    } ended[BOARD_IMAGES]; /* guarded by lock; what the encoder finished, all on the board */
+    size_t ended_count;    /* guarded by lock */
+    struct active active[BOARD_IMAGES]; /* but where it says so, the worker's own */
+
+    /* The worker's own. */
+    char model[sizeof((struct control_values *)0)->model]; /* that is open, or was tried */
+    struct board_state state;
+    bool queue_fails;           /* no job can be taken, for the disk is full or fails */
+    int64_t lost[BOARD_IMAGES]; /* the jobs that the engine was painting when it last failed */
+    bool doubted;               /* the engine failed, and has painted nothing since */
+};
+
+/* ---- worker.c ---- */
+
+/* The engine, not to be closed until engine_return; NULL while none is open. */
+struct engine *engine_borrow(struct worker *worker);
+void engine_return(struct worker *worker);
+
+void worker_publish(struct worker *worker);
+bool worker_is_stopping(struct worker *worker);
+
+/* Waits until someone wakes us, or so many seconds (0: for ever). */
+void worker_wait(struct worker *worker, int seconds);
+
+/* With the lock: until nobody has borrowed engine or images. */
+void worker_wait_borrowers(struct worker *worker);
+
+/* The image's place on the board, or NULL. */
+struct board_image *worker_board_image(struct worker *worker, int64_t job);
+void worker_board_remove(struct worker *worker, int64_t job);
+void worker_open(struct worker *worker);
+void worker_close(struct worker *worker);
+void worker_set_health(struct worker *worker, enum health health, const char *text);
+
+/* ---- worker_memory.c ---- */
+
+/* Asks the engine, for worker_memory to tell. */
+void memory_look(struct worker *worker);
+
+/* ---- worker_jobs.c ---- */
+
+/* What settled values ask of the engine; the texts are the caller's. */
+void worker_request(struct image_request *request, const struct prompt_values *values);
+int jobs_active(const struct worker *worker);
+
+/* Starts waiting jobs, as many as may be active at once. */
+void jobs_take(struct worker *worker);
+
+/* After a round: ends those images that are through. */
+void jobs_look(struct worker *worker);
+
+/* The engine failed: its jobs wait again, but for those that it was painting the last time too,
+ * which have failed, and for those that were being cancelled. The engine is closed. */
+void jobs_lost(struct worker *worker, const struct error *err);
+
+/* Active jobs wait again in the queue. */
+void jobs_release(struct worker *worker);
+
+/* What the encoder has finished leaves the board. */
+void jobs_ended(struct worker *worker);
+
+#endif

@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Where the time of a picture goes: phase by phase, and block by block on the device.
+ *
+ * usage: bench_picture MODEL [SIDE_PX [STEPS [RUNS [THREADS [BUDGET_MB]]]]] [NAME=VALUE …]
+ *
+ * backend=cpu|cuda|auto  modules=FOLDER  size=WIDTHxHEIGHT  steps=N  runs=N  threads=N
+ * budget_mb=N  same=1 (all runs the same prompt, whose embedding is then kept)
+ * json=1 (a line of JSON for each run and one for the end)  latents=FILE (fp32, of the last run)
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/pipeline.h"
+
+struct options {
+    const char *model, *backend, *modules, *latents;
+    int width, height, steps, runs, threads, budget_mb, same, json;
+};
+
+static bool option_is(const char *argument, const char *name, const char **value)
+{
+    size_t length = strlen(name);
+
+    *value = argument + length + 1;
+    return strncmp(argument, name, length) == 0 && argument[length] == '=';
+}
+
+static bool read_option(struct options *o, const char *argument)
+{
+    const struct {
+        const char *name;
+        int *number;
+        const char **text;
+    } known[] = {
+        {"backend", NULL, &o->backend},     {"modules", NULL, &o->modules},
+        {"latents", NULL, &o->latents},     {"steps", &o->steps, NULL},
+        {"runs", &o->runs, NULL},           {"threads", &o->threads, NULL},
+        {"budget_mb", &o->budget_mb, NULL}, {"same", &o->same, NULL},
+        {"json", &o->json, NULL},
+    };
+    const char *value;
+
+    if (option_is(argument, "size", &value))
+        return sscanf(value, "%dx%d", &o->width, &o->height) == 2;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (!option_is(argument, known[i].name, &value))
+            continue;
+        if (known[i].text != NULL)
+            *known[i].text = value;
+        else
+            *known[i].number = atoi(value);
+        return true;
+    }
+    return false;
+}
+
+static bool read_options(struct options *o, int argc, char **argv)
+{
+    int *const places[] = {&o->width, &o->steps, &o->runs, &o->threads, &o->budget_mb};
+    size_t place = 0;
+
+    *o = (struct options){.backend = "cpu", .width = 256, .steps = 20, .runs = 4};
+    if (argc < 2)
+        return false;
+    o->model = argv[1];
+    for (int i = 2; i < argc; i++) {
+        if (strchr(argv[i], '=') != NULL) {
+            if (!read_option(o, argv[i]))
+                return false;
+        } else if (place < sizeof places / sizeof *places) {
+            *places[place++] = atoi(argv[i]);
+        } else {
+            return false;
+        }
+    }
+    if (o->height == 0)
+        o->height = o->width;
+    return true;
+}
+
+static void print_run(const struct options *o, int run, double wall_s, const struct image_timing *t)
+{
+    if (o->json)
+        printf("{\"run\": %d, \"wall_s\": %.4f, \"text_s\": %.4f, \"condition_s\": %.4f, "
+               "\"step_s\": %.5f, \"decode_s\": %.4f, \"compute_s\": %.4f, \"copy_s\": %.4f, "
+               "\"wait_s\": %.4f}\n",
+               run, wall_s, t->text_s, t->condition_s, t->step_s, t->decode_s, t->compute_s,
+               t->copy_s, t->wait_s);
+    else
+        printf("%7.3f s: text %.3f, conditions %.3f, %d steps %.3f (%.1f ms each), decoding %.3f; "
+               "computing %.3f, waiting for weights %.3f, copying them %.3f\n",
+               wall_s, t->text_s, t->condition_s, o->steps, t->denoise_s, t->step_s * 1e3,
+               t->decode_s, t->compute_s, t->wait_s, t->copy_s);
+    fflush(stdout);
+}
+
+/* Denoised latents, before the decoder needs their memory. */
+static int save_latents(const struct options *o, struct image *image, struct error *err)
+{
+    struct backend *backend = image->engine->backend;
+    size_t count = (size_t)(image->latents.rows * image->latents.cols);
+    float *values = malloc(count * sizeof *values);
+    FILE *file = fopen(o->latents, "wb");
+    int result = 0;
+
+    if (values == NULL || file == NULL) {
+        result = error_set(err, EIO, "%s: can't be written", o->latents);
+    } else {
+        backend->ops->download(backend, values, image->latents);
+        result = backend->ops->sync(backend, err);
+        if (result == 0 && fwrite(values, sizeof *values, count, file) != count)
+            result = error_set(err, EIO, "%s: can't be written", o->latents);
+    }
+    if (file != NULL && fclose(file) != 0 && result == 0)
+        result = error_set(err, EIO, "%s: can't be written", o->latents);
+    free(values);
+    return result;
+}
+
+static int paint(struct engine *engine, const struct options *o, int run, struct error *err)
+{
+    char prompt[80] = "a large red circle on a white background";
+    struct image_request request = {.prompt = prompt,
+                                    .width_px = o->width,
+                                    .height_px = o->height,
+                                    .steps = o->steps,
+                                    .guidance = 3.5f,
+                                    .cfg_scale = 1,
+                                    .seed = 3};
+    bool last = run + 1 == o->runs, saved = false;
+    struct image_timing t;
+    struct image *image;
+    double start = engine_now();
+
+    if (!o->same && run > 0)
+        snprintf(prompt + strlen(prompt), sizeof prompt - strlen(prompt), " %d", run);
+    if (image_start(&image, engine, &request, NULL, err) != 0)
+        return err->code;
+    while (image_phase(image) < IMAGE_DONE && engine_advance(engine, err) == 0) {
+        if (o->latents != NULL && last && !saved && image->step == o->steps) {
+            saved = true;
+            if (save_latents(o, image, err) != 0)
+                break;
+        }
+    }
+    image_timing(image, &t);
+    print_run(o, run, engine_now() - start, &t);
+    image_error(image, err);
+    image_finish(image);
+    return err->code;
+}
+
+static void print_end(const struct options *o, struct engine *engine, double opened_s)
+{
+    struct engine_memory m;
+
+    engine_memory(engine, &m);
+    if (o->json) {
+        printf("{\"device\": \"%s\", \"opened_s\": %.3f, \"budget_bytes\": %llu, \"peak_bytes\": "
+               "%llu, "
+               "\"device_used_bytes\": %llu, \"resident_blocks\": %llu, \"streamed_blocks\": %llu, "
+               "\"kinds\": {",
+               engine_info(engine)->device_name, opened_s, (unsigned long long)m.budget,
+               (unsigned long long)m.peak_reserved,
+               (unsigned long long)(m.device_total - m.device_free),
+               (unsigned long long)m.resident_blocks, (unsigned long long)m.streamed_blocks);
+        for (int i = 0; i < TIMELINE_KINDS && engine->timeline.kinds[i].kind != NULL; i++) {
+            const struct timeline_kind *k = &engine->timeline.kinds[i];
+            printf("%s\"%s\": [%llu, %.4f, %.4f]", i > 0 ? ", " : "", k->kind,
+                   (unsigned long long)k->blocks, k->sums.compute_s, k->sums.wait_s);
+        }
+        printf("}}\n");
+        return;
+    }
+    printf("%-24s %7s %12s %12s\n", "blocks", "times", "ms each", "waiting ms");
+    for (int i = 0; i < TIMELINE_KINDS && engine->timeline.kinds[i].kind != NULL; i++) {
+        const struct timeline_kind *k = &engine->timeline.kinds[i];
+        printf("%-24s %7llu %12.3f %12.3f\n", k->kind, (unsigned long long)k->blocks,
+               k->sums.compute_s / (double)k->blocks * 1e3,
+               k->sums.wait_s / (double)k->blocks * 1e3);
+    }
+    printf("peak %.1f MB of %.1f MB, %llu blocks resident, %llu streamed\n",
+           (double)m.peak_reserved / 1e6, (double)m.budget / 1e6,
+           (unsigned long long)m.resident_blocks, (unsigned long long)m.streamed_blocks);
+}
+
+int main(int argc, char **argv)
+{
+    struct engine_options options = {0};
+    struct engine *engine;
+    struct error err = {0};
+    double start = engine_now(), opened_s;
+    struct options o;
+
+    if (!read_options(&o, argc, argv)) {
+        fprintf(stderr,
+                "usage: %s MODEL [SIDE_PX [STEPS [RUNS [THREADS [BUDGET_MB]]]]] "
+                "[NAME=VALUE …]\n",
+                argv[0]);
+        return EXIT_FAILURE;
+    }
+    options.model_path = o.model;
+    options.backend = o.backend;
+    options.module_dir = o.modules;
+    options.threads = o.threads;
+    options.vram_budget_bytes = (uint64_t)o.budget_mb * 1000000;
+    if (engine_open(&engine, &options, &err) != 0) {
+        fprintf(stderr, "%s\n", err.text);
+        return EXIT_FAILURE;
+    }
+    opened_s = engine_now() - start;
+    if (!o.json)
+        printf("%s on %s, opened in %.3f s\n", o.model, engine_info(engine)->device_name, opened_s);
+    for (int run = 0; err.code == 0 && run < o.runs; run++)
+        paint(engine, &o, run, &err);
+    print_end(&o, engine, opened_s);
+    if (err.code != 0)
+        fprintf(stderr, "%s\n", err.text);
+    engine_close(engine);
+    return err.code == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}

@@ -1,0 +1,454 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * An engine without weights for tests of the file system: it keeps the contract of engine/engine.h
+ * and paints a gradient that depends on prompt, seed, guidance and size only. The environment sets
+ * its pace and its faults:
+ *   FLUXFS_FAKE_BLOCK_US  microseconds a block takes (default 200)
+ *   FLUXFS_FAKE_AHEAD     blocks that may be on their way before the host waits (default 0)
+ *   FLUXFS_FAKE_OPEN_MS   milliseconds engine_open takes (default 0)
+ *   FLUXFS_FAKE_OPEN_FAIL a text: engine_open fails with it
+ *   FLUXFS_FAKE_BACKEND   the name of the back end (default cpu)
+ * A model's folder with a file "broken" in it can't be opened.
+ * A prompt containing "[fail]" fails in its second step, one containing "[lost]" loses the device,
+ * one containing "[lost late]" once it is being cancelled. 16 pixels a side need 1 MiB of budget.
+ */
+#include "engine/engine.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MIB (UINT64_C(1) << 20)
+#define BLOCKS 7
+#define TEXT_LAYERS 3
+#define SMALLEST_BUDGET (64 * MIB)
+
+struct image {
+    struct image *next;
+    struct engine *engine;
+    struct image_request request;
+    struct image_observer observer;
+    struct image_progress progress;
+    struct image_timing timing;
+    struct error error;
+    uint8_t *pixels;
+    atomic_bool cancelled;
+};
+
+struct engine {
+    struct engine_info info;
+    struct image *images;
+    char *model_path;
+    double device_free_s; /* when the device is through with what it has */
+    pthread_mutex_t lock;
+    struct engine_memory memory; /* guarded by lock */
+};
+
+static long environment_number(const char *name, long fallback)
+{
+    const char *text = getenv(name);
+    return text != NULL ? strtol(text, NULL, 10) : fallback;
+}
+
+/* Like a GPU, the device works by a clock of its own: it takes a block when it is through with the
+ * one before, and the host loses nothing by being late unless the device has run out of blocks. */
+static void sleep_until(double seconds)
+{
+    struct timespec end = {(time_t)seconds, (long)(1e9 * (seconds - (double)(time_t)seconds))};
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &end, NULL) == EINTR) {
+    }
+}
+
+static void sleep_us(long us)
+{
+    struct timespec time = {us / 1000000, us % 1000000 * 1000};
+    while (us > 0 && nanosleep(&time, &time) != 0 && errno == EINTR) {
+    }
+}
+
+static double seconds_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+int engine_open(struct engine **engine, const struct engine_options *options, struct error *err)
+{
+    const char *fault = getenv("FLUXFS_FAKE_OPEN_FAIL");
+    const char *backend = getenv("FLUXFS_FAKE_BACKEND");
+    char broken[4200];
+    struct engine *new;
+
+    sleep_us(1000 * environment_number("FLUXFS_FAKE_OPEN_MS", 0));
+    if (fault != NULL) {
+        return error_set(err, EINVAL, "%s", fault);
+    }
+    snprintf(broken, sizeof broken, "%s/broken", options->model_path);
+    if (access(broken, F_OK) == 0) {
+        return error_set(err, EINVAL, "%s: is broken", options->model_path);
+    }
+    if (options->vram_budget_bytes != 0 && options->vram_budget_bytes < SMALLEST_BUDGET) {
+        return error_set(err, ENOMEM, "the budget is too small: at least 64 MiB are needed");
+    }
+    new = calloc(1, sizeof *new);
+    if (new == NULL) {
+        return error_set(err, ENOMEM, "no memory for the engine");
+    }
+    new->model_path = strdup(options->model_path != NULL ? options->model_path : "fake");
+    pthread_mutex_init(&new->lock, NULL);
+    const char *slash = strrchr(new->model_path, '/');
+    new->info = (struct engine_info){
+        .model_name = slash != NULL ? slash + 1 : new->model_path,
+        .backend = backend != NULL ? backend : "cpu",
+        .device_name = "no device, painting gradients",
+        .parameters = 12000,
+        .weight_bytes = 200 * MIB,
+        .has_guidance = true,
+        .native_px = 64,
+        .default_steps = 4,
+        .max_side_px = 2048,
+        .max_tokens = 512,
+    };
+    new->memory = (struct engine_memory){
+        .budget = options->vram_budget_bytes != 0 ? options->vram_budget_bytes : 256 * MIB,
+        .page_bytes = 2 * MIB,
+        .resident_blocks = 2,
+        .streamed_blocks = BLOCKS - 2,
+        .device_total = 1024 * MIB,
+        .device_free = 768 * MIB,
+    };
+    *engine = new;
+    return 0;
+}
+
+void engine_close(struct engine *engine)
+{
+    if (engine == NULL) {
+        return;
+    }
+    while (engine->images != NULL) {
+        image_finish(engine->images);
+    }
+    pthread_mutex_destroy(&engine->lock);
+    free(engine->model_path);
+    free(engine);
+}
+
+const struct engine_info *engine_info(const struct engine *engine)
+{
+    return &engine->info;
+}
+
+static int largest_side(const struct image_request *request)
+{
+    return request->width_px > request->height_px ? request->width_px : request->height_px;
+}
+
+int engine_check(const struct engine *engine, const struct image_request *request,
+                 struct error *err)
+{
+    int largest = engine->info.max_side_px;
+    struct engine_memory memory;
+    engine_memory((struct engine *)engine, &memory);
+    if (request->width_px > largest || request->height_px > largest) {
+        return error_set(err, EINVAL, "size %dx%d: this model paints at most %d pixels a side",
+                         request->width_px, request->height_px, largest);
+    }
+    if ((uint64_t)largest_side(request) / 16 * MIB > memory.budget) {
+        return error_set(err, ENOMEM, "size %dx%d needs a vram_budget of %d MiB at least",
+                         request->width_px, request->height_px, largest_side(request) / 16);
+    }
+    if (request->steps < 1 || request->steps > 1000) {
+        return error_set(err, EINVAL, "steps %d: must be 1 to 1000", request->steps);
+    }
+    return 0;
+}
+
+int image_start(struct image **image, struct engine *engine, const struct image_request *request,
+                const struct image_observer *observer, struct error *err)
+{
+    struct image *new;
+    int code = engine_check(engine, request, err);
+
+    if (code != 0) {
+        return code;
+    }
+    new = calloc(1, sizeof *new);
+    if (new == NULL) {
+        return error_set(err, ENOMEM, "no memory for an image");
+    }
+    new->engine = engine;
+    new->request = *request;
+    new->request.prompt = strdup(request->prompt);
+    new->request.negative = NULL;
+    new->observer = *observer;
+    new->progress = (struct image_progress){.steps = request->steps, .remaining_s = -1};
+    new->next = engine->images;
+    engine->images = new;
+    *image = new;
+    return 0;
+}
+
+static void memory_publish(struct engine *engine, uint64_t activations)
+{
+    struct engine_memory *memory = &engine->memory;
+
+    pthread_mutex_lock(&engine->lock);
+    memory->component[MEMORY_WEIGHTS] = 40 * MIB;
+    memory->component[MEMORY_ACTIVATIONS] = activations;
+    memory->requested = memory->allocated = 40 * MIB + activations;
+    memory->reserved = 60 * MIB;
+    if (memory->peak_reserved < memory->reserved) {
+        memory->peak_reserved = memory->reserved;
+    }
+    memory->free_bytes = memory->reserved - memory->allocated;
+    memory->largest_free_bytes = memory->free_bytes / 2;
+    memory->fragmentation = 0.5;
+    memory->fragmentation_merged = 0;
+    memory->waste = 0.1;
+    memory->pages_mapped = memory->reserved / memory->page_bytes;
+    memory->allocations++;
+    pthread_mutex_unlock(&engine->lock);
+}
+
+static void device_submit(struct engine *engine)
+{
+    double block_s = 1e-6 * (double)environment_number("FLUXFS_FAKE_BLOCK_US", 200);
+    double ahead = (double)environment_number("FLUXFS_FAKE_AHEAD", 0);
+    double now = seconds_now();
+
+    engine->device_free_s = (now > engine->device_free_s ? now : engine->device_free_s) + block_s;
+    sleep_until(engine->device_free_s - ahead * block_s);
+}
+
+/* Passes one block of `image`; false when the image was cancelled. */
+static bool block_pass(struct image *image, int block, int blocks, const char *kind, double begin,
+                       double share)
+{
+    struct image_progress *progress = &image->progress;
+
+    device_submit(image->engine);
+    if (atomic_load(&image->cancelled)) {
+        progress->phase = IMAGE_CANCELLED;
+        return false;
+    }
+    progress->block = block;
+    progress->blocks = blocks;
+    progress->block_kind = kind;
+    progress->fraction = begin + share * block / blocks;
+    progress->remaining_s = image->timing.step_s * image->request.steps * (1 - progress->fraction);
+    memory_publish(image->engine, (uint64_t)(block % 4 + 1) * MIB);
+    if (image->observer.progress != NULL) {
+        image->observer.progress(image->observer.owner, image, progress);
+    }
+    return true;
+}
+
+static uint64_t text_hash(const char *text, uint64_t hash)
+{
+    for (; *text != '\0'; text++) {
+        hash = (hash ^ (uint8_t)*text) * UINT64_C(1099511628211);
+    }
+    return hash;
+}
+
+static int image_paint(struct image *image)
+{
+    int width = image->request.width_px, height = image->request.height_px;
+    uint64_t hash = text_hash(image->request.prompt, image->request.seed + 1);
+    uint8_t *pixel = malloc((size_t)width * (size_t)height * 3);
+
+    if (pixel == NULL) {
+        return error_set(&image->error, ENOMEM, "no memory for %dx%d pixels", width, height);
+    }
+    image->pixels = pixel;
+    for (int y = 0; y < height; y++) {
+        for (int x = 0; x < width; x++) {
+            *pixel++ = (uint8_t)(255 * x / width + (int)(hash & 255));
+            *pixel++ = (uint8_t)(255 * y / height + (int)(hash >> 8 & 255));
+            *pixel++ = (uint8_t)((int)(hash >> 16 & 255) + (int)(10 * image->request.guidance));
+        }
+    }
+    return 0;
+}
+
+static int image_pass(struct image *image, struct error *err)
+{
+    static const char *const kinds[] = {"double attention", "double mlp", "single attention"};
+    struct image_progress *progress = &image->progress;
+    int steps = image->request.steps;
+    double start = seconds_now();
+
+    if (progress->phase == IMAGE_WAITING) {
+        progress->phase = IMAGE_TEXT;
+        for (int i = 1; i <= TEXT_LAYERS; i++) {
+            if (!block_pass(image, i, TEXT_LAYERS, "T5 layer", 0, 0.1)) {
+                return 0;
+            }
+        }
+        image->timing.text_s = seconds_now() - start;
+        progress->phase = IMAGE_DENOISE;
+        return 0;
+    }
+    if (progress->phase == IMAGE_DENOISE && progress->step < steps) {
+        progress->step++;
+        if (progress->step == 2 && strstr(image->request.prompt, "[fail]") != NULL) {
+            progress->phase = IMAGE_FAILED;
+            error_set(&image->error, EIO, "the prompt asked for a failure");
+            return 0;
+        }
+        while (strstr(image->request.prompt, "[lost late]") != NULL &&
+               !atomic_load(&image->cancelled)) {
+            sleep_us(1000);
+        }
+        if (strstr(image->request.prompt, "[lost") != NULL) {
+            progress->phase = IMAGE_FAILED;
+            error_set(&image->error, EIO, "the device was lost");
+            return error_set(err, EIO, "the device was lost");
+        }
+        for (int i = 1; i <= BLOCKS; i++) {
+            double begin = 0.1 + 0.8 * (progress->step - 1) / steps;
+            if (!block_pass(image, i, BLOCKS, kinds[i % 3], begin, 0.8 / steps)) {
+                return 0;
+            }
+        }
+        image->timing.denoise_s += seconds_now() - start;
+        image->timing.compute_s = image->timing.denoise_s;
+        image->timing.step_s = image->timing.denoise_s / progress->step;
+        return 0;
+    }
+    progress->phase = IMAGE_DECODE;
+    progress->step = 0;
+    if (block_pass(image, 1, 1, "VAE decoder", 0.9, 0.1)) {
+        progress->phase = image_paint(image) == 0 ? IMAGE_DONE : IMAGE_FAILED;
+        progress->fraction = 1;
+        progress->remaining_s = 0;
+        image->timing.decode_s = seconds_now() - start;
+    }
+    return 0;
+}
+
+int engine_wanted_images(const struct engine *engine)
+{
+    return strcmp(engine->info.backend, "cpu") == 0 ? 1 : 4;
+}
+
+int engine_advance(struct engine *engine, struct error *err)
+{
+    for (struct image *image = engine->images; image != NULL; image = image->next) {
+        if (image->progress.phase < IMAGE_DONE) {
+            int code = image_pass(image, err);
+            if (code != 0) {
+                return code;
+            }
+            sleep_until(engine->device_free_s); /* as at the end of each round */
+        }
+    }
+    return 0;
+}
+
+enum image_phase image_phase(const struct image *image)
+{
+    return image->progress.phase;
+}
+
+int image_error(const struct image *image, struct error *err)
+{
+    *err = image->error;
+    return err->code;
+}
+
+const uint8_t *image_pixels(const struct image *image)
+{
+    return image->pixels;
+}
+
+void image_timing(const struct image *image, struct image_timing *timing)
+{
+    *timing = image->timing;
+}
+
+void image_cancel(struct image *image)
+{
+    atomic_store(&image->cancelled, true);
+}
+
+void image_finish(struct image *image)
+{
+    struct image **place;
+
+    if (image == NULL) {
+        return;
+    }
+    for (place = &image->engine->images; *place != image; place = &(*place)->next) {
+    }
+    *place = image->next;
+    free(image->pixels);
+    free((char *)image->request.prompt);
+    free(image);
+}
+
+void engine_memory(struct engine *engine, struct engine_memory *memory)
+{
+    pthread_mutex_lock(&engine->lock);
+    *memory = engine->memory;
+    pthread_mutex_unlock(&engine->lock);
+}
+
+size_t engine_memory_map(struct engine *engine, struct memory_run *runs, size_t capacity)
+{
+    const struct memory_run map[] = {
+        {0, 40 * MIB, true, MEMORY_WEIGHTS},
+        {40 * MIB, 8 * MIB, false, 0},
+        {48 * MIB, 4 * MIB, true, MEMORY_ACTIVATIONS},
+        {52 * MIB, 8 * MIB, false, 0},
+    };
+    size_t count = sizeof map / sizeof map[0];
+
+    for (size_t i = 0; i < count && i < capacity; i++) {
+        runs[i] = map[i];
+    }
+    return count;
+}
+
+int engine_set_budget(struct engine *engine, uint64_t bytes, struct error *err)
+{
+    if (bytes != 0 && bytes < SMALLEST_BUDGET) {
+        return error_set(err, EINVAL,
+                         "a budget of %llu MiB is too small: at least 64 MiB are needed",
+                         (unsigned long long)(bytes / MIB));
+    }
+    pthread_mutex_lock(&engine->lock);
+    engine->memory.budget = bytes != 0 ? bytes : 256 * MIB;
+    pthread_mutex_unlock(&engine->lock);
+    return 0;
+}
+
+const char *image_phase_name(enum image_phase phase)
+{
+    static const char *const names[] = {
+        [IMAGE_WAITING] = "waiting", [IMAGE_TEXT] = "text", [IMAGE_DENOISE] = "denoise",
+        [IMAGE_DECODE] = "decode",   [IMAGE_DONE] = "done", [IMAGE_CANCELLED] = "cancelled",
+        [IMAGE_FAILED] = "failed",
+    };
+    return names[phase];
+}
+
+const char *memory_component_name(enum memory_component component)
+{
+    static const char *const names[] = {
+        [MEMORY_WEIGHTS] = "weights",
+        [MEMORY_TEXT_ENCODERS] = "text encoders",
+        [MEMORY_VAE] = "vae",
+        [MEMORY_ACTIVATIONS] = "activations",
+        [MEMORY_WORKSPACE] = "workspace",
+        [MEMORY_CONTEXT] = "context",
+    };
+    return names[component];
+}

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: MIT
+"""control/: settings that are checked, in force and kept; and models that load slowly or not."""
+
+import errno
+import os
+import time
+
+from mount import MountTest, run, wait_for
+from png_text import parameters
+
+
+class Control(MountTest):
+    environment = {"FLUXFS_FAKE_BLOCK_US": "0"}
+
+    def test_defaults_of_prompts(self):
+        self.mount.write("7\n", "control", "steps")
+        self.mount.write("2.5", "control", "guidance")
+        self.mount.shell("echo 96 > mnt/control/width; echo 128 > mnt/control/height; printf 11 > mnt/control/seed",
+                         check=True)
+        job = self.mount.paint("a fox\n")
+        parameters = self.mount.read("jobs", str(job), "parameters")
+        for line in ("steps=7\n", "guidance=2.5\n", "width=96\n", "height=128\n", "seed=11\n"):
+            self.assertIn(line, parameters)
+        self.assertIn("steps=3\n", self.mount.read("jobs", str(self.mount.paint("fox --steps 3\n")), "parameters"))
+
+    def test_bad_values_are_refused_by_write(self):
+        for key, value in (("steps", "0"), ("steps", "x"), ("steps", "1001"), ("guidance", "nan"), ("width", "100"),
+                           ("vram_budget", "12Q"), ("vram_budget", "1M"), ("pause", "maybe"), ("model", "/nowhere"),
+                           ("model", "relative"), ("seed", "-2"), ("steps", ""), ("steps", "\n"), ("steps", "3\n4\n")):
+            if not value:
+                continue
+            before = self.mount.read("control", key)
+            with self.subTest(f"{key} {value}"), self.assertRaises(OSError) as caught:
+                self.mount.write(value, "control", key)
+            self.assertEqual(caught.exception.errno, errno.EINVAL)
+            self.assertEqual(self.mount.read("control", key), before)
+            self.assertIn(key, self.mount.read("status", "error"))
+
+    def test_values_outlive_the_daemon(self):
+        for key, value in (("steps", "9"), ("guidance", "1.25"), ("vram_budget", "100M"), ("pause", "1"),
+                           ("seed", "5"), ("images_limit", "2G")):
+            self.mount.write(value + "\n", "control", key)
+        shown = {key: self.mount.read("control", key) for key in os.listdir(self.mount.at("control"))}
+        self.assertEqual(shown["steps"], "9\n")
+        self.assertEqual(self.mount.stop(), 0)
+        self.mount.start()
+        for key, value in shown.items():
+            self.assertEqual(self.mount.read("control", key), value, key)
+        self.mount.write("default\n", "control", "steps")
+        self.assertEqual(self.mount.read("control", "steps"), "default\n")
+        wait_for(lambda: "budget 100.0 MiB" in self.mount.read("status", "vram"), "the budget")
+
+    def test_budget_while_painting(self):
+        self.mount.write("128M\n", "control", "vram_budget")
+        self.assertIn("budget 128.0 MiB\n", self.mount.read("status", "vram"))
+        self.assertEqual(self.mount.read("control", "vram_budget"), "128M\n")
+
+    def test_pause(self):
+        self.mount.write("1\n", "control", "pause")
+        self.mount.prompt("fox\n")
+        time.sleep(0.1)
+        self.assertEqual(self.mount.read("status", "progress"), "paused, 1 waiting\n")
+        self.mount.write("0\n", "control", "pause")
+        self.assertEqual(self.mount.wait(1), "done")
+
+    def test_other_model(self):
+        model = self.model("other")
+        self.mount.write(model + "\n", "control", "model")
+        self.wait_for_model("other")
+        self.mount.paint("a fox\n")
+        self.assertEqual(self.mount.read("control", "model"), model + "\n")
+        self.assertEqual(self.mount.stop(), 0)
+        self.mount.start()
+        self.wait_for_model("other")
+        # Where it is gone, the mount comes up with the one configured, and says why.
+        self.mount.stop()
+        os.rename(model, model + "-gone")
+        self.mount.start()
+        self.wait_for_model(os.path.basename(self.mount.folder))
+        self.assertRegex(self.mount.read("status", "error"), f"^control/model: the value kept .*{model}: no such folder")
+
+    def model(self, name, broken=False):
+        folder = os.path.join(self.mount.folder, name)
+        os.mkdir(folder)
+        for file in ("model_index.json", "broken") if broken else ("model_index.json",):
+            open(os.path.join(folder, file), "w").close()
+        return folder
+
+    def wait_for_model(self, name):
+        wait_for(lambda: f"model {name}\n" in self.mount.read("status", "device"), "the other model")
+
+    def test_model_changes_between_two_jobs(self):
+        self.mount.environment = {"FLUXFS_FAKE_BLOCK_US": "5000"}
+        self.mount.stop()
+        self.mount.start()
+        first = self.mount.prompt("a fox --steps 20\n")[0]
+        wait_for(lambda: "step" in self.mount.read("status", "progress"), "a step")
+        self.mount.write(self.model("other"), "control", "model")
+        second = self.mount.prompt("a bear --steps 2\n")[0]
+        self.assertEqual(self.mount.read("jobs", str(second), "state"), "waiting\n")
+        for job, model in ((first, os.path.basename(self.mount.folder)), (second, "other")):
+            self.assertEqual(self.mount.wait(job), "done")
+            with open(self.mount.at("images", self.mount.image(job)), "rb") as file:
+                self.assertIn(f"Model: {model}", parameters(file.read()))
+
+    def test_broken_model_and_back(self):
+        good = self.model("good")
+        self.mount.write(self.model("bad", broken=True), "control", "model")
+        wait_for(lambda: self.mount.read("status", "health").startswith("error: "), "the error")
+        self.assertIn("bad: is broken", self.mount.read("status", "error"))
+        job = self.mount.prompt("a fox\n")[0]
+        self.assertEqual(self.mount.read("jobs", str(job), "state"), "waiting\n")
+        self.mount.write(good, "control", "model")
+        self.assertEqual(self.mount.wait(job), "done")
+        self.assertEqual(self.mount.read("status", "health"), "ok\n")
+
+
+class Broken(MountTest):
+    environment = {"FLUXFS_FAKE_OPEN_FAIL": "model.safetensors: tensor x: has no end"}
+
+    def test_mount_stays_up(self):
+        wait_for(lambda: self.mount.read("status", "health").startswith("error"), "the error")
+        self.assertEqual(self.mount.read("status", "health"), "error: model.safetensors: tensor x: has no end\n")
+        self.assertEqual(self.mount.prompt("a fox\n"), [1])
+        self.assertEqual(self.mount.read("jobs", "1", "state"), "waiting\n")
+        self.assertEqual(self.mount.read("status", "progress"), "error, 1 waiting\n")
+
+
+class Loading(MountTest):
+    environment = {"FLUXFS_FAKE_OPEN_MS": "1500", "FLUXFS_FAKE_BLOCK_US": "0"}
+
+    def test_readable_while_loading(self):
+        self.assertTrue(self.mount.read("status", "health").startswith("loading"))
+        for name in os.listdir(self.mount.at("status")):
+            if name != "events":
+                self.mount.read("status", name)
+        self.mount.write("5\n", "control", "steps")
+        job = self.mount.prompt("a fox\n")[0]
+        self.assertEqual(self.mount.wait(job), "done")
+        self.assertEqual(self.mount.read("status", "health"), "ok\n")
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: MIT
+"""jobs/ and queue/: following, waiting, cancelling, reordering."""
+
+import errno
+import os
+import random
+import select
+import signal
+import subprocess
+import time
+
+from mount import MountTest, run, wait_for
+
+
+class Jobs(MountTest):
+    environment = {"FLUXFS_FAKE_BLOCK_US": "3000"}
+
+    def pause(self, on=True):
+        self.mount.write("1\n" if on else "0\n", "control", "pause")
+
+    def state(self, job):
+        return self.mount.read("jobs", str(job), "state").strip()
+
+    def order(self):
+        return [int(name.split("-")[1]) for name in sorted(os.listdir(self.mount.at("queue")))]
+
+    def test_files_of_a_job(self):
+        job = self.mount.paint("a red fox --steps 3\n")
+        at = lambda name: self.mount.read("jobs", str(job), name)
+        self.assertEqual(at("prompt"), "a red fox\n")
+        self.assertIn("steps=3\n", at("parameters"))
+        self.assertEqual(at("state"), "done\n")
+        self.assertEqual(at("error"), "")
+        self.assertEqual(at("wait"), "done\n")
+        self.assertIn("denoise_s", at("timing"))
+        lines = at("vram.csv").splitlines()
+        self.assertEqual(lines[0], "time_s,allocated_bytes,reserved_bytes,budget_bytes")
+        self.assertGreater(len(lines), 2)
+        times = [float(line.split(",")[0]) for line in lines[1:]]
+        self.assertEqual(times, sorted(times))
+
+    def test_progress(self):
+        job = self.mount.prompt("a red fox --steps 20\n")[0]
+        wait_for(lambda: " step 2/20 block" in self.mount.read("status", "progress"), "step 2")
+        self.assertRegex(self.mount.read("status", "progress"),
+                         rf"^job {job} step \d+/20 block \d/7 \w+ \w+, \d+ %, \d+\.\d s left\n$")
+        self.assertRegex(self.mount.read("jobs", str(job), "progress"), rf"^job {job} step")
+        self.assertEqual(self.state(job), "running")
+
+    def test_failed_job(self):
+        job = self.mount.prompt("a [fail] fox\n")[0]
+        self.assertEqual(self.mount.wait(job), "failed")
+        self.assertEqual(self.mount.read("jobs", str(job), "error"), "the prompt asked for a failure\n")
+        self.assertIn("asked for a failure", self.mount.read("status", "error"))
+        self.assertEqual(self.mount.paint("a fox\n"), job + 1)
+
+    def test_lost_device(self):
+        job = self.mount.prompt("a [lost] fox\n")[0]
+        other = self.mount.prompt("a fox\n")[0]
+        self.assertEqual(self.mount.wait(job), "failed")  # at the second loss
+        self.assertIn("lost", self.mount.read("jobs", str(job), "error"))
+        self.assertEqual(self.mount.wait(other), "done")
+        self.assertEqual(self.mount.read("status", "health"), "ok\n")
+
+    def test_lost_device_is_doubted(self):
+        job = self.mount.prompt("a [lost] fox\n")[0]
+        self.assertEqual(self.mount.wait(job), "failed")
+        # It is open again, but nothing has shown yet that it works.
+        self.assertEqual(self.mount.read("status", "health"), "error: the device was lost\n")
+        self.mount.paint("a fox\n")
+        self.assertEqual(self.mount.read("status", "health"), "ok\n")
+
+    def test_cancelled_when_device_is_lost(self):
+        job = self.mount.prompt("a [lost late] fox\n")[0]
+        wait_for(lambda: " step 1/" in self.mount.read("status", "progress") or
+                 self.state(job) == "running", "running")
+        self.mount.write("cancel\n", "jobs", str(job), "ctl")
+        self.assertEqual(self.mount.wait(job), "cancelled")
+        self.assertEqual(self.mount.paint("a fox\n"), job + 1)
+        self.assertEqual(self.state(job), "cancelled")
+
+    def test_impossible_now(self):
+        before = self.mount.read("status", "queue")
+        self.mount.write("64M\n", "control", "vram_budget")
+        with self.assertRaises(OSError) as refused:
+            self.mount.prompt("a fox --size 1040x512\n")
+        self.assertEqual(refused.exception.errno, errno.EINVAL)
+        self.assertIn("needs a vram_budget of 65 MiB", self.mount.read("status", "error"))
+        self.assertEqual(self.mount.read("status", "queue"), before)
+        self.mount.paint("a fox --size 1024x512\n")
+
+    def test_cancel_running(self):
+        job = self.mount.prompt("a fox --steps 1000\n")[0]
+        wait_for(lambda: self.state(job) == "running", "running")
+        start = time.monotonic()
+        self.mount.write("cancel\n", "jobs", str(job), "ctl")
+        self.assertEqual(self.mount.wait(job), "cancelled")
+        self.assertLess(time.monotonic() - start, 1)
+        self.assertEqual(os.listdir(self.mount.at("images")), [])
+        self.assertEqual(self.mount.paint("another\n"), job + 1)
+
+    def test_cancel_waiting_and_retry(self):
+        self.pause()
+        job = self.mount.prompt("a fox\n")[0]
+        os.unlink(self.mount.at("queue", os.listdir(self.mount.at("queue"))[0]))
+        self.assertEqual(self.state(job), "cancelled")
+        self.assertEqual(self.order(), [])
+        self.pause(False)
+        self.mount.write("retry\n", "jobs", str(job), "ctl")
+        self.assertEqual(self.mount.wait(job), "done")
+
+    def test_ctl_refuses(self):
+        job = self.mount.paint("a fox\n")
+        for text in ("dance\n", "priority x\n", "priority 101\n", "cancel\n", ""):
+            if text:
+                with self.assertRaises(OSError) as caught:
+                    self.mount.write(text, "jobs", str(job), "ctl")
+                self.assertEqual(caught.exception.errno, errno.EINVAL)
+                self.assertIn("ctl", self.mount.read("status", "error"))
+
+    def test_queue_order(self):
+        self.pause()
+        jobs = [self.mount.prompt(f"fox {i}\n")[0] for i in range(5)]
+        self.assertEqual(self.order(), jobs)
+        self.assertEqual(os.readlink(self.mount.at("queue", "002-3")), "../jobs/3")
+        self.mount.shell("mv mnt/queue/003-4 mnt/queue/000-4", check=True)
+        self.assertEqual(self.order(), [4, 1, 2, 3, 5])
+        self.mount.shell("mv mnt/queue/000-4 mnt/queue/002", check=True)
+        self.assertEqual(self.order(), [1, 2, 4, 3, 5])
+        self.mount.shell("mv -T mnt/queue/004-5 mnt/queue/000-1", check=True)  # takes its place
+        self.assertEqual(self.order(), [5, 1, 2, 4, 3])
+        self.mount.shell("rm mnt/queue/2", check=True)
+        self.assertEqual(self.order(), [5, 1, 4, 3])
+        self.mount.write("priority 9\n", "jobs", "3", "ctl")
+        self.assertEqual(self.order(), [3, 5, 1, 4])
+        self.assertNotEqual(self.mount.shell("mv mnt/queue/000-3 mnt/queue/first").returncode, 0)
+        self.mount.shell("rm mnt/queue/*", check=True)
+        self.assertEqual(self.order(), [])
+        self.assertEqual({self.state(job) for job in jobs}, {"cancelled"})
+
+    def test_running_job_is_first_and_rm_cancels_it(self):
+        job = self.mount.prompt("a fox --steps 1000\n")[0]
+        other = self.mount.prompt("a bear --steps 2\n")[0]
+        wait_for(lambda: self.state(job) == "running", "running")
+        self.assertEqual(self.order(), [job, other])
+        self.mount.shell(f"rm mnt/queue/000-{job}", check=True)
+        self.assertEqual(self.mount.wait(job), "cancelled")
+        self.assertEqual(self.mount.wait(other), "done")
+
+    def test_forget_a_job(self):
+        job = self.mount.paint("a fox\n")
+        os.rmdir(self.mount.at("jobs", str(job)))
+        self.assertEqual(self.mount.jobs(), [])
+        self.pause()
+        job = self.mount.prompt("a fox\n")[0]
+        with self.assertRaises(OSError) as caught:
+            os.rmdir(self.mount.at("jobs", str(job)))
+        self.assertEqual(caught.exception.errno, errno.EBUSY)
+
+    # ---- Waiting ----
+
+    def test_wait_blocks_and_is_interrupted(self):
+        job = self.mount.prompt("a fox --steps 1000\n")[0]
+        for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            process = subprocess.Popen(["cat", self.mount.at("jobs", str(job), "wait")],
+                                       stdout=subprocess.PIPE)
+            with self.assertRaises(subprocess.TimeoutExpired):
+                process.wait(0.1)
+            start = time.monotonic()
+            process.send_signal(sig)
+            self.assertEqual(process.wait(5), -sig)
+            self.assertLess(time.monotonic() - start, 0.5)
+            process.stdout.close()
+
+    def test_many_wait(self):
+        job = self.mount.prompt("a fox --steps 30\n")[0]
+        processes = [subprocess.Popen(["cat", self.mount.at("jobs", str(job), "wait")],
+                                      stdout=subprocess.PIPE, text=True) for _ in range(40)]
+        for process in processes:
+            self.assertEqual(process.communicate(timeout=10)[0], "done\n")
+        self.assertEqual(self.state(job), "done")
+
+    def test_wait_does_not_block_others(self):
+        job = self.mount.prompt("a fox --steps 1000\n")[0]
+        waiters = [subprocess.Popen(["cat", self.mount.at("jobs", str(job), "wait")], stdout=subprocess.DEVNULL)
+                   for _ in range(40)]
+        start = time.monotonic()
+        self.mount.read("status", "progress")
+        self.assertLess(time.monotonic() - start, 1)
+        self.mount.write("cancel\n", "jobs", str(job), "ctl")
+        for waiter in waiters:
+            self.assertEqual(waiter.wait(5), 0)
+
+    def test_wait_nonblocking_and_poll(self):
+        job = self.mount.prompt("a fox --steps 20\n")[0]
+        fd = os.open(self.mount.at("jobs", str(job), "wait"), os.O_RDONLY | os.O_NONBLOCK)
+        with self.assertRaises(BlockingIOError):
+            os.read(fd, 100)
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        self.assertEqual(poller.poll(0), [])
+        self.assertEqual(poller.poll(10000), [(fd, select.POLLIN)])
+        self.assertEqual(os.read(fd, 100), b"done\n")
+        os.close(fd)
+
+    def test_stop_with_blocked_readers(self):
+        job = self.mount.prompt("a fox --steps 1000\n")[0]
+        readers = [subprocess.Popen(["cat", self.mount.at(*path)], stdout=subprocess.DEVNULL,
+                                    stderr=subprocess.DEVNULL)
+                   for path in (("jobs", str(job), "wait"), ("status", "events")) for _ in range(5)]
+        time.sleep(0.2)
+        start = time.monotonic()
+        self.assertEqual(self.mount.stop(), 0)
+        self.assertLess(time.monotonic() - start, 3)
+        for reader in readers:
+            self.assertNotEqual(reader.wait(5), 0)
+
+
+class SlowBlocks(MountTest):
+    environment = {"FLUXFS_FAKE_BLOCK_US": "500000"}
+
+    def test_cancelling_takes_one_block(self):
+        for way in ("rm mnt/queue/000-{}", "rm mnt/queue/{}", "echo cancel > mnt/jobs/{}/ctl"):
+            job = self.mount.prompt("a fox --steps 1000\n")[0]
+            wait_for(lambda: " block 1/" in self.mount.read("status", "progress"), "the first block")
+            start = time.monotonic()
+            self.mount.shell(way.format(job), check=True)
+            self.assertIn(self.mount.read("jobs", str(job), "state"), ("cancelling\n", "cancelled\n"))
+            self.assertEqual(self.mount.wait(job), "cancelled")
+            if "FLUXFS_TEST_PATIENCE" not in os.environ:  # no sanitizer
+                self.assertLess(time.monotonic() - start, 0.9, way)
+
+
+class AgainstModel(MountTest):
+    """queue/ and jobs/ under random changes are what a list says that went through the same."""
+
+    def setUp(self):
+        super().setUp()
+        self.mount.write("1\n", "control", "pause")
+        self.seed = random.randrange(1 << 32)
+        self.rng = random.Random(self.seed)
+        self.order, self.priority, self.ended = [], {}, []
+
+    def found(self):
+        names = sorted(os.listdir(self.mount.at("queue")))
+        self.assertEqual([int(name.split("-")[0]) for name in names], list(range(len(names))))
+        return [int(name.split("-")[1]) for name in names]
+
+    def insert_last(self, job):
+        place = 0
+        while place < len(self.order) and self.priority[self.order[place]] >= self.priority[job]:
+            place += 1
+        self.order.insert(place, job)
+
+    def do_prompt(self):
+        for job in self.mount.prompt(f"fox --count {self.rng.randrange(1, 4)}\n"):
+            self.priority[job] = 0
+            self.insert_last(job)
+
+    def do_cancel(self):
+        if self.order:
+            job = self.rng.choice(self.order)
+            name = f"{self.order.index(job):03}-{job}"
+            if self.rng.random() < 0.5:
+                os.unlink(self.mount.at("queue", self.rng.choice((name, str(job)))))
+            else:
+                self.mount.write("cancel\n", "jobs", str(job), "ctl")
+            self.order.remove(job)
+            self.ended.append(job)
+
+    def do_retry(self):
+        if self.ended:
+            job = self.rng.choice(self.ended)
+            self.mount.write("retry\n", "jobs", str(job), "ctl")
+            self.ended.remove(job)
+            self.insert_last(job)
+
+    def do_forget(self):
+        if self.ended and self.rng.random() < 0.3:
+            job = self.rng.choice(self.ended)
+            os.rmdir(self.mount.at("jobs", str(job)))
+            self.ended.remove(job)
+            del self.priority[job]
+
+    def do_move(self):
+        if self.order:
+            job, place = self.rng.choice(self.order), self.rng.randrange(len(self.order) + 2)
+            old = f"{self.order.index(job):03}-{job}"
+            if old.startswith(f"{place:03}"):
+                return
+            os.rename(self.mount.at("queue", old), self.mount.at("queue", f"{place:03}"))
+            self.order.remove(job)
+            place = min(place, len(self.order))
+            before = self.order[place - 1] if place > 0 else None
+            after = self.order[place] if place < len(self.order) else None
+            if after is None:
+                self.priority[job] = self.priority[before] if before else self.priority[job]
+            elif before is None or self.priority[before] != self.priority[job] or \
+                    self.priority[after] == self.priority[job]:
+                self.priority[job] = self.priority[after]
+            self.order.insert(place, job)
+
+    def do_priority(self):
+        if self.order:
+            job, priority = self.rng.choice(self.order), self.rng.randrange(-2, 3)
+            self.mount.write(f"priority {priority}\n", "jobs", str(job), "ctl")
+            self.priority[job] = priority
+            # Among its new equals it stands where its age says, which is not ours to know.
+            found = self.found()
+            self.assertEqual([each for each in found if each != job], [each for each in self.order if each != job])
+            self.order = found
+
+    def test_random_changes(self):
+        operations = [getattr(self, name) for name in dir(self) if name.startswith("do_")]
+        for step in range(400):
+            operation = self.rng.choice(operations)
+            with self.subTest(f"seed {self.seed} step {step} {operation.__name__}"):
+                operation()
+                self.assertEqual(self.found(), self.order)
+                priorities = [self.priority[job] for job in self.order]
+                self.assertEqual(priorities, sorted(priorities, reverse=True))
+            if step % 50 == 49:
+                self.assertEqual(self.mount.jobs(), sorted(self.order + self.ended))
+            if step % 130 == 129:  # and all of it outlives the daemon
+                self.assertEqual(self.mount.stop(), 0)
+                self.mount.start()
+
+
+class Sharing(MountTest):
+    """Where weights stream to a GPU, several images share the passes."""
+
+    environment = {"FLUXFS_FAKE_BLOCK_US": "1000", "FLUXFS_FAKE_BACKEND": "cuda"}
+
+    def test_several_images_at_once(self):
+        self.mount.prompt("fox --count 6 --steps 20\n")
+        wait_for(lambda: self.mount.read("status", "progress").count("step") == 4, "four at once")
+        for job in range(1, 7):
+            self.assertEqual(self.mount.wait(job), "done")
+        self.assertEqual(len(os.listdir(self.mount.at("images"))), 7)
+
+    def test_cancel_one_of_them(self):
+        self.mount.prompt("fox --count 4 --steps 100\n")
+        wait_for(lambda: self.mount.read("status", "progress").count("step") == 4, "four at once")
+        self.mount.write("cancel\n", "jobs", "2", "ctl")
+        self.assertEqual(self.mount.wait(2), "cancelled")
+        self.assertEqual(self.mount.read("jobs", "3", "state"), "running\n")
+
+
+if __name__ == "__main__":
+    run()

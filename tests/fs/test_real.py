@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: MIT
+"""The real engine behind the mount: from prompt to PNG with the embedded model."""
+
+import os
+import shutil
+import tempfile
+import unittest
+
+import mount
+from mount import Mount, run, wait_for
+from png_text import parameters
+
+MODEL = os.environ["MODEL"]
+BACKEND = os.environ.get("FLUXFS_BACKEND", "cpu")
+MODULES = os.environ.get("FLUXFS_MODULES")
+BUDGET = os.environ.get("FLUXFS_BUDGET", "100M")
+PROMPT = "a large red circle on a white background --size 128 --steps 4 --seed 3\n"
+
+
+class Real(unittest.TestCase):
+    def paint(self, *options):
+        more = [f"--module-dir={MODULES}"] if MODULES else []
+        made = Mount(f"--model={MODEL}", f"--backend={BACKEND}", *more, *options, start=False)
+        self.addCleanup(made.clean)
+        made.command = lambda *more: [mount.FLUXFS, "--config=/dev/null", "--foreground",
+                                      f"--state-dir={made.state}", *made.options, *more, made.path]
+        made.start()
+        job = made.paint(PROMPT)
+        with open(made.at("images", made.image(job)), "rb") as file:
+            return made, file.read()
+
+    def test_paints(self):
+        made, png = self.paint()
+        self.assertIn("Steps: 4", parameters(png))
+        self.assertIn("Model: mini", parameters(png))
+        lines = dict(line.split(" ", 1) for line in made.read("status", "vram").splitlines())
+        self.assertNotEqual(lines["peak"], "0.0 KiB")
+        self.assertIn("denoise_s", made.read("jobs", "1", "timing"))
+        self.assertEqual(made.stop(), 0)
+
+    def test_budget_changes_no_pixel(self):
+        made, png = self.paint()
+        with self.assertRaises(OSError):
+            made.write("1M\n", "control", "vram_budget")
+        self.assertIn("vram_budget", made.read("status", "error"))
+        made.write(f"{BUDGET}\n", "control", "vram_budget")
+        job = made.paint(PROMPT)
+        self.assertIn(f"budget {BUDGET[:-1]}.0 {BUDGET[-1]}iB", made.read("status", "vram"))
+        with open(made.at("images", made.image(job)), "rb") as file:
+            self.assertEqual(file.read(), png)
+
+    def test_trace_records_every_allocation(self):
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder)
+        path = os.path.join(folder, "trace")
+        made, _ = self.paint(f"--trace={path}")
+        lines = dict(line.split(" ", 1) for line in made.read("status", "fragmentation").splitlines())
+        self.assertEqual(made.stop(), 0)
+        with open(path) as file:
+            events = [line.split() for line in file]
+        self.assertIn(["m", "image,", "128x128"], events)
+        made_ids = [event[1] for event in events if event[0] == "a"]
+        freed_ids = [event[1] for event in events if event[0] == "f"]
+        self.assertEqual(len(made_ids), int(lines["allocations"]))
+        self.assertEqual(len(set(made_ids)), len(made_ids))
+        self.assertGreater(len(freed_ids), 0)
+        self.assertLessEqual(set(freed_ids), set(made_ids))
+
+    def test_paints_whatever_is_asked(self):
+        made, _ = self.paint()
+        for words in ("a portrait of Ada Lovelace, oil on canvas", "Ein Fuchs im Schnee, \u00e9lan",
+                      "\u732b \U0001f98a", "x", "#!?", "word " * 2000):
+            made.paint(f"{words} --size 64 --steps 1\n")
+
+    def test_cancel(self):
+        made, _ = self.paint()
+        job = made.prompt("a long one --steps 1000\n")[0]
+        wait_for(lambda: "step 2" in made.read("status", "progress"), "step 2")
+        made.write("cancel\n", "jobs", str(job), "ctl")
+        self.assertEqual(made.wait(job), "cancelled")
+
+    def test_weights_cut_short_while_mounted(self):
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder)
+        model = shutil.copytree(MODEL, os.path.join(folder, "model"))
+        made, png = self.paint(f"--model={model}")
+        name = next(name for name in os.listdir(f"{model}/vae") if name.endswith(".safetensors"))
+        weights = os.path.join(model, "vae", name)
+        os.truncate(weights, 20000)
+        job = made.prompt(PROMPT)[0]
+        wait_for(lambda: made.read("status", "health").startswith("error: "), "the error")
+        self.assertIn(name, made.read("status", "health"))
+        shutil.copyfile(os.path.join(MODEL, "vae", name), weights + ".whole")
+        os.rename(weights + ".whole", weights)
+        self.assertEqual(made.wait(job), "done")
+        with open(made.at("images", made.image(job)), "rb") as file:
+            self.assertEqual(file.read(), png)
+
+    def test_budget_set_while_a_model_opens(self):
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder)
+        made, _ = self.paint()
+        for i, budget in enumerate(("150", "200", "175")):
+            model = os.path.join(folder, str(i))
+            os.symlink(MODEL, model)
+            made.write(model + "\n", "control", "model")
+            made.write(budget + "M\n", "control", "vram_budget")
+            wait_for(lambda: f"budget {budget}.0 MiB" in made.read("status", "vram"), f"{budget} MiB")
+
+
+class Missing(unittest.TestCase):
+    def test_missing_model_leaves_the_mount_up(self):
+        made = Mount(start=False)
+        self.addCleanup(made.clean)
+        made.start()
+        wait_for(lambda: made.read("status", "health").startswith("error: "), "the error")
+        self.assertIn(made.folder, made.read("status", "health"))
+        self.assertEqual(made.prompt("a fox\n"), [1])
+
+
+if __name__ == "__main__":
+    run()

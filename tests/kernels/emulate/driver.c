@@ -1,0 +1,312 @@
+/* SPDX-License-Identifier: MIT */
+/* The driver of the emulated GPU: it watches the rules of the manual, and fails when told to. */
+#include <errno.h>
+#include <pthread.h>
+#include <string.h>
+
+#include "tests/kernels/emulate/calls.h"
+#include "tests/kernels/emulate/device.h"
+
+enum { MEMORY_MIB = 8192, CONTEXT_MIB = 96 };
+#define MIB ((size_t)1 << 20)
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+struct device_books call_books; /* lock, as the following */
+static int contexts;            /* retained */
+static uint64_t fail_at, fail_repeat;
+static CUresult fail_code;
+
+static _Thread_local bool has_context;
+static int the_context; /* of which only the address is used */
+
+/* ---- what tests ask and tell ---- */
+
+void device_read_books(struct device_books *out)
+{
+    pthread_mutex_lock(&lock);
+    *out = call_books;
+    pthread_mutex_unlock(&lock);
+}
+
+void device_fail(uint64_t at, uint64_t repeat, int code)
+{
+    pthread_mutex_lock(&lock);
+    fail_at = at > 0 ? call_books.calls + at : 0;
+    fail_repeat = repeat;
+    fail_code = (CUresult)code;
+    pthread_mutex_unlock(&lock);
+}
+
+static size_t others_bytes(void)
+{
+    return (size_t)device_word("others", 0) * MIB;
+}
+
+static size_t total_bytes(void)
+{
+    return (size_t)device_word("memory", MEMORY_MIB) * MIB;
+}
+
+static size_t own_bytes(void)
+{
+    return virtual_bytes() + (contexts > 0 ? (size_t)device_word("context", CONTEXT_MIB) * MIB : 0);
+}
+
+void device_memory(size_t *used, size_t *total)
+{
+    pthread_mutex_lock(&lock);
+    *total = total_bytes();
+    *used = own_bytes() + others_bytes();
+    if (*used > *total)
+        *used = *total;
+    pthread_mutex_unlock(&lock);
+}
+
+bool device_lacks(size_t bytes)
+{
+    return own_bytes() + others_bytes() + bytes > total_bytes();
+}
+
+void call_lock(void)
+{
+    pthread_mutex_lock(&lock);
+}
+
+bool call_begin(CUresult *code)
+{
+    call_lock();
+    call_books.calls++;
+    *code = CUDA_SUCCESS;
+    if (fail_at == 0 || call_books.calls < fail_at || call_books.calls > fail_at + fail_repeat)
+        return true;
+    *code = fail_code;
+    pthread_mutex_unlock(&lock);
+    return false;
+}
+
+CUresult call_end(CUresult code)
+{
+    pthread_mutex_unlock(&lock);
+    return code;
+}
+
+CUresult call_break(const char *rule)
+{
+    if (call_books.fault == NULL)
+        call_books.fault = rule;
+    return CUDA_ERROR_INVALID_VALUE;
+}
+
+/* ---- the device and its context ---- */
+
+static CUresult get_error_string(CUresult code, const char **text)
+{
+    switch (code) {
+    case CUDA_ERROR_OUT_OF_MEMORY:
+        *text = "out of memory";
+        break;
+    case CUDA_ERROR_LAUNCH_FAILED:
+        *text = "unspecified launch failure";
+        break;
+    case CUDA_ERROR_ILLEGAL_ADDRESS:
+        *text = "an illegal memory access was encountered";
+        break;
+    case CUDA_ERROR_INVALID_VALUE:
+        *text = "invalid argument";
+        break;
+    default:
+        *text = NULL; /* as the driver has it for what it does not know */
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    return CUDA_SUCCESS;
+}
+
+static CUresult init(unsigned flags)
+{
+    CUresult code;
+
+    return call_begin(&code) ? call_end(flags == 0 ? CUDA_SUCCESS : call_break("cuInit with flags"))
+                             : code;
+}
+
+static CUresult device_get(CUdevice *device, int number)
+{
+    CUresult code;
+
+    if (!call_begin(&code))
+        return code;
+    *device = number;
+    return call_end(number == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE);
+}
+
+static CUresult device_attribute(int *value, CUdevice_attribute attribute, CUdevice device)
+{
+    CUresult code;
+
+    if (!call_begin(&code))
+        return code;
+    *value = attribute == CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED &&
+             device_word("no-virtual-memory", -1) != 0;
+    return call_end(CUDA_SUCCESS);
+}
+
+static CUresult device_bus_id(char *text, int bytes, CUdevice device)
+{
+    CUresult code;
+
+    if (!call_begin(&code))
+        return code;
+    strncpy(text, "0000:01:00.0", (size_t)bytes);
+    return call_end(CUDA_SUCCESS);
+}
+
+static CUresult context_retain(CUcontext *context, CUdevice device)
+{
+    CUresult code;
+
+    if (!call_begin(&code))
+        return code;
+    if (contexts == 0 &&
+        own_bytes() + others_bytes() + (size_t)device_word("context", CONTEXT_MIB) * MIB >
+            total_bytes())
+        return call_end(CUDA_ERROR_OUT_OF_MEMORY);
+    contexts++;
+    call_books.contexts++;
+    *context = (CUcontext)&the_context;
+    return call_end(CUDA_SUCCESS);
+}
+
+static CUresult context_release(CUdevice device)
+{
+    CUresult code;
+
+    if (!call_begin(&code))
+        return code;
+    if (contexts == 0)
+        return call_end(call_break("a context released once too often"));
+    contexts--;
+    call_books.contexts--;
+    return call_end(CUDA_SUCCESS);
+}
+
+static CUresult context_set(CUcontext context)
+{
+    CUresult code;
+
+    if (!call_begin(&code))
+        return code;
+    has_context = context == (CUcontext)&the_context;
+    return call_end(CUDA_SUCCESS);
+}
+
+static CUresult memory_info(size_t *available, size_t *total)
+{
+    CUresult code;
+    size_t used;
+
+    if (!call_begin(&code))
+        return code;
+    if (!has_context)
+        return call_end(CUDA_ERROR_INVALID_CONTEXT);
+    call_end(CUDA_SUCCESS);
+    device_memory(&used, total);
+    *available = *total - used;
+    return CUDA_SUCCESS;
+}
+
+/* "nvml=MIB": it sees so much more than there is, as if somebody else took it between two looks. */
+static int memory_used(const char *bus_id, uint64_t *bytes)
+{
+    static int looks;
+    size_t used, total;
+
+    if (device_word("no-nvml", -1) == 0 || strcmp(bus_id, "0000:01:00.0") != 0)
+        return -ENOTSUP;
+    device_memory(&used, &total);
+    *bytes = used + (looks++ % 2 != 0 ? (size_t)device_word("nvml", 0) * MIB : 0);
+    return 0;
+}
+
+/* ---- events ---- */
+
+static CUresult result_of(cudaError_t code)
+{
+    switch (code) {
+    case cudaSuccess:
+        return CUDA_SUCCESS;
+    case cudaErrorNotReady:
+        return CUDA_ERROR_NOT_READY;
+    case cudaErrorMemoryAllocation:
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    default:
+        return CUDA_ERROR_LAUNCH_FAILED;
+    }
+}
+
+static CUresult event_create(CUevent *event, unsigned flags)
+{
+    CUresult code;
+
+    if (!call_begin(&code))
+        return code;
+    if (!has_context)
+        return call_end(CUDA_ERROR_INVALID_CONTEXT);
+    call_books.events++;
+    call_end(CUDA_SUCCESS);
+    return result_of(cudaEventCreateWithFlags(event, flags));
+}
+
+static CUresult event_record(CUevent event, CUstream stream)
+{
+    CUresult code;
+
+    return call_begin(&code) ? (call_end(code), result_of(cudaEventRecord(event, stream))) : code;
+}
+
+static CUresult event_query(CUevent event)
+{
+    CUresult code;
+
+    return call_begin(&code) ? (call_end(code), result_of(cudaEventQuery(event))) : code;
+}
+
+static CUresult event_synchronize(CUevent event)
+{
+    CUresult code;
+
+    return call_begin(&code) ? (call_end(code), result_of(cudaEventSynchronize(event))) : code;
+}
+
+static CUresult event_destroy(CUevent event)
+{
+    CUresult code;
+
+    if (!call_begin(&code))
+        return code;
+    call_books.events--;
+    call_end(CUDA_SUCCESS);
+    return result_of(cudaEventDestroy(event));
+}
+
+int driver_open(struct driver *driver, struct error *err)
+{
+    *driver = (struct driver){
+        .get_error_string = get_error_string,
+        .init = init,
+        .device_get = device_get,
+        .device_attribute = device_attribute,
+        .device_bus_id = device_bus_id,
+        .context_retain = context_retain,
+        .context_release = context_release,
+        .context_set = context_set,
+        .memory_info = memory_info,
+        .event_create = event_create,
+        .event_record = event_record,
+        .event_query = event_query,
+        .event_synchronize = event_synchronize,
+        .event_destroy = event_destroy,
+        .memory_used = memory_used,
+    };
+    virtual_fill(driver);
+    return 0;
+}

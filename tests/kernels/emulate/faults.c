@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What can be wrong with a device, on the emulated one: each in one clear line, and nothing hangs
+ * or crashes.
+ * usage: faults MODULE_FOLDER MODEL
+ */
+#include <errno.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "engine/engine.h"
+#include "tests/test.h"
+
+enum { REFUSED = 10, FAILED, PAINTED, BROKEN };
+
+static const char *modules, *model;
+
+static bool one_line(const struct error *err)
+{
+    return err->code < 0 && err->text[0] != '\0' && strchr(err->text, '\n') == NULL;
+}
+
+/* Paints a small picture on a device of that kind, in a process of its own, whose device is new.
+ * `text` gets the error. */
+static int paint(const char *device, char *text, size_t text_bytes)
+{
+    const struct image_request request = {.prompt = "a small blue star",
+                                          .width_px = 48,
+                                          .height_px = 32,
+                                          .steps = 2,
+                                          .guidance = 3.5f,
+                                          .cfg_scale = 1,
+                                          .seed = 5};
+    struct engine_options options = {.model_path = model, .backend = "cuda", .module_dir = modules};
+    struct error err = {0}, why = {0};
+    struct engine *engine;
+    struct image *image;
+    int result;
+
+    setenv("FLUXFS_EMULATE", device, 1);
+    if (engine_open(&engine, &options, &err) != 0) {
+        snprintf(text, text_bytes, "%s", err.text);
+        return one_line(&err) ? REFUSED : BROKEN;
+    }
+    if (image_start(&image, engine, &request, NULL, &err) != 0)
+        return BROKEN;
+    while (image_phase(image) < IMAGE_DONE)
+        engine_advance(engine, &err);
+    result = image_phase(image) == IMAGE_DONE ? PAINTED : FAILED;
+    if (result == FAILED) {
+        image_error(image, &why);
+        snprintf(text, text_bytes, "%s", why.text);
+        result = one_line(&why) ? FAILED : BROKEN;
+    }
+    image_finish(image);
+    engine_close(engine);
+    /* A device that was lost while it computed serves the next engine. */
+    if (result == FAILED && strstr(device, "lost=") != NULL) {
+        if (engine_open(&engine, &options, &err) != 0)
+            return BROKEN;
+        engine_close(engine);
+    }
+    return result;
+}
+
+static int paint_apart(const char *device, char *text, size_t text_bytes)
+{
+    int pipe_ends[2], status = 0;
+    ssize_t got;
+    pid_t child;
+
+    if (pipe(pipe_ends) != 0 || (child = fork()) < 0)
+        return BROKEN;
+    if (child == 0) {
+        alarm(60);
+        int result = paint(device, text, text_bytes);
+        if (write(pipe_ends[1], text, strlen(text)) < 0)
+            result = BROKEN;
+        _exit(result);
+    }
+    close(pipe_ends[1]);
+    got = read(pipe_ends[0], text, text_bytes - 1);
+    text[got > 0 ? got : 0] = '\0';
+    close(pipe_ends[0]);
+    waitpid(child, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : BROKEN;
+}
+
+static void test_refusals(void)
+{
+    static const struct {
+        const char *device, *words;
+    } cases[] = {
+        {"no-device", "no NVIDIA GPU is visible"},
+        {"old-driver", "driver is older than CUDA"},
+        {"old-card", "can't compute in bf16; 8.0 or higher is needed"},
+        {"memory=128", "vram_budget"},
+        {"lost=0", "unspecified launch failure"},
+        {"memory=32", "no context on the first GPU: out of memory"},
+        {"no-virtual-memory", "no virtual memory management"},
+    };
+
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char text[512] = "";
+        int result = paint_apart(cases[i].device, text, sizeof text);
+
+        printf("%-12s %s\n", cases[i].device, text);
+        EXPECT(result == REFUSED || (result == FAILED && i == 4), "%s: %d", cases[i].device,
+               result);
+        EXPECT(strstr(text, cases[i].words) != NULL, "%s: \"%s\"", cases[i].device, text);
+    }
+}
+
+/* The device is lost at any moment of a picture. */
+static void test_lost(void)
+{
+    int result = FAILED, runs = 0;
+
+    for (int works = 1; result != PAINTED && works < 1000000; works += works / 3 + 1) {
+        char device[32], text[512] = "";
+
+        snprintf(device, sizeof device, "lost=%d", works);
+        result = paint_apart(device, text, sizeof text);
+        EXPECT(result == REFUSED || result == FAILED || result == PAINTED, "%s: %d, \"%s\"", device,
+               result, text);
+        EXPECT(result == PAINTED || strstr(text, "back end cuda: ") != NULL, "%s: \"%s\"", device,
+               text);
+        runs++;
+    }
+    EXPECT(result == PAINTED && runs > 10, "%d runs", runs);
+}
+
+/* ---- The context is part of the budget ---- */
+
+struct watch {
+    struct engine *engine;
+    uint64_t blocks, over, most_used;
+};
+
+/* By the device's own count, all that is in use is ours. */
+static void look(void *owner, struct image *image, const struct image_progress *progress)
+{
+    struct watch *watch = owner;
+    struct engine_memory memory;
+    uint64_t used;
+
+    engine_memory(watch->engine, &memory);
+    used = memory.device_total - memory.device_free;
+    watch->blocks++;
+    watch->over += used > memory.budget || memory.reserved > memory.budget;
+    watch->most_used = used > watch->most_used ? used : watch->most_used;
+}
+
+static void test_budget_with_context(void)
+{
+    const uint64_t context = (uint64_t)(200 + 64) << 20; /* and what code is set aside */
+    const struct image_request request = {.prompt = "a small blue star",
+                                          .width_px = 48,
+                                          .height_px = 32,
+                                          .steps = 2,
+                                          .guidance = 3.5f,
+                                          .cfg_scale = 1};
+    struct engine_options options = {.model_path = model,
+                                     .backend = "cuda",
+                                     .module_dir = modules,
+                                     .vram_budget_bytes = context};
+    struct watch watch = {0};
+    struct image_observer observer = {&watch, look};
+    struct engine_memory memory;
+    struct image *image = NULL;
+    struct error err = {0};
+
+    setenv("FLUXFS_EMULATE", "context=200", 1);
+    EXPECT(engine_open(&watch.engine, &options, &err) == -EINVAL, "no room beside the context");
+    options.vram_budget_bytes = (uint64_t)400 << 20;
+    if (!EXPECT(engine_open(&watch.engine, &options, &err) == 0, "%s", err.text))
+        return;
+    engine_memory(watch.engine, &memory);
+    EXPECT(memory.component[MEMORY_CONTEXT] == context, "%.1f MiB",
+           (double)memory.component[MEMORY_CONTEXT] / (1 << 20));
+    EXPECT(memory.reserved >= context && memory.budget == options.vram_budget_bytes);
+    EXPECT(image_start(&image, watch.engine, &request, &observer, &err) == 0, "%s", err.text);
+    while (image != NULL && image_phase(image) < IMAGE_DONE)
+        engine_advance(watch.engine, &err);
+    EXPECT(image != NULL && image_phase(image) == IMAGE_DONE, "%s", err.text);
+    printf("%.1f of %.1f MiB in use at most\n", (double)watch.most_used / (1 << 20),
+           (double)memory.budget / (1 << 20));
+    EXPECT(watch.blocks > 10 && watch.over == 0 && watch.most_used > (uint64_t)200 << 20);
+    EXPECT(engine_set_budget(watch.engine, context, &err) == -EINVAL);
+    image_finish(image);
+    engine_close(watch.engine);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 3)
+        return test_skip("usage: faults MODULE_FOLDER MODEL");
+    modules = argv[1];
+    model = argv[2];
+    test_refusals();
+    test_lost();
+    test_budget_with_context();
+    return test_finish();
+}

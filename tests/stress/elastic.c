@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A hundred pictures, some in company, while the budget is halved and doubled at random moments: no
+ * failure, the same bits as without a limit, and the budget is kept at every block.
+ * usage: elastic MODEL [SEED]
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/engine.h"
+#include "tests/test.h"
+
+enum { PICTURES = 100, KINDS = 6, COMPANY = 3 };
+
+static uint64_t state;
+static struct error err;
+
+static uint64_t below(uint64_t limit)
+{
+    state = state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+    return (state >> 33) % limit;
+}
+
+static struct image_request request_of(int kind)
+{
+    return (struct image_request){.prompt = kind % 2 == 0 ? "a large red circle" : "a blue star",
+                                  .width_px = 48 + 16 * kind,
+                                  .height_px = 64,
+                                  .steps = 2 + kind % 3,
+                                  .guidance = 3.5f,
+                                  .cfg_scale = kind == 4 ? 2 : 1,
+                                  .seed = (uint64_t)kind};
+}
+
+static size_t picture_bytes(int kind)
+{
+    struct image_request r = request_of(kind);
+
+    return (size_t)r.width_px * (size_t)r.height_px * 3;
+}
+
+struct shaker {
+    struct engine *engine;
+    uint64_t least, most, budget;
+    int changes, over;
+};
+
+/* After each block: with some luck half as much, or twice. */
+static void shake(void *owner, struct image *image, const struct image_progress *progress)
+{
+    struct shaker *s = owner;
+    struct engine_memory memory;
+    uint64_t next = below(2) == 0 ? s->budget / 2 : 2 * s->budget;
+
+    engine_memory(s->engine, &memory);
+    s->over += memory.reserved > memory.budget;
+    if (below(20) != 0)
+        return;
+    next = next < s->least ? s->least : next > s->most ? s->most : next;
+    s->changes += next != s->budget;
+    s->budget = next;
+    EXPECT(engine_set_budget(s->engine, next, &err) == 0, "%s", err.text);
+}
+
+static struct engine *open_engine(const char *model)
+{
+    struct engine_options options = {.model_path = model, .backend = "cpu", .threads = 2};
+    struct engine *engine;
+
+    if (engine_open(&engine, &options, &err) != 0) {
+        fprintf(stderr, "%s\n", err.text);
+        exit(EXIT_FAILURE);
+    }
+    return engine;
+}
+
+static bool finished(struct image **images, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (image_phase(images[i]) < IMAGE_DONE)
+            return false;
+    return true;
+}
+
+/* Paints pictures of these kinds together, and compares them, or keeps the first of each kind. */
+static void paint(struct engine *engine, const int *kinds, int count,
+                  const struct image_observer *observer, uint8_t **expected)
+{
+    struct image *images[COMPANY];
+
+    for (int i = 0; i < count; i++) {
+        struct image_request r = request_of(kinds[i]);
+
+        EXPECT(image_start(&images[i], engine, &r, observer, &err) == 0, "%s", err.text);
+    }
+    while (!finished(images, count) && EXPECT(engine_advance(engine, &err) == 0, "%s", err.text))
+        ;
+    for (int i = 0; i < count; i++) {
+        const uint8_t *pixels = image_pixels(images[i]);
+        size_t bytes = picture_bytes(kinds[i]);
+
+        image_error(images[i], &err);
+        if (EXPECT(pixels != NULL, "%s", err.text) && expected[kinds[i]] == NULL)
+            expected[kinds[i]] = memcpy(malloc(bytes), pixels, bytes);
+        else if (pixels != NULL)
+            EXPECT(memcmp(pixels, expected[kinds[i]], bytes) == 0, "kind %d", kinds[i]);
+        image_finish(images[i]);
+    }
+}
+
+/* The smallest budget, to 1 %, in which every kind of picture can be painted. */
+static uint64_t least_budget(struct engine *engine)
+{
+    uint64_t budget = 1000000;
+    bool fits = false;
+
+    while (!fits) {
+        budget += budget / 100;
+        fits = engine_set_budget(engine, budget, &err) == 0;
+        for (int kind = 0; kind < KINDS; kind++) {
+            struct image_request r = request_of(kind);
+
+            fits = fits && engine_check(engine, &r, &err) == 0;
+        }
+    }
+    return budget;
+}
+
+int main(int argc, char **argv)
+{
+    uint8_t *expected[KINDS] = {NULL};
+    struct engine *engine;
+    struct shaker shaker;
+    struct image_observer observer = {&shaker, shake};
+    int painted = 0;
+
+    if (argc < 2)
+        return EXIT_FAILURE;
+    state = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
+    engine = open_engine(argv[1]);
+    for (int kind = 0; kind < KINDS; kind++)
+        paint(engine, &kind, 1, NULL, expected);
+    shaker = (struct shaker){.engine = engine, .least = least_budget(engine)};
+    shaker.most = shaker.budget = 8 * shaker.least;
+    while (painted < PICTURES && test_failures < 10) {
+        int kinds[COMPANY], count = 1 + (int)below(COMPANY);
+
+        for (int i = 0; i < count; i++)
+            kinds[i] = (int)below(KINDS);
+        paint(engine, kinds, count, &observer, expected);
+        painted += count;
+    }
+    printf("%d pictures, budget changed %d times between %.1f and %.1f MB, exceeded %d times\n",
+           painted, shaker.changes, (double)shaker.least / 1e6, (double)shaker.most / 1e6,
+           shaker.over);
+    EXPECT(shaker.over == 0 && shaker.changes > 100);
+    engine_close(engine);
+    for (int kind = 0; kind < KINDS; kind++)
+        free(expected[kind]);
+    return test_finish();
+}

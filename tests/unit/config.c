@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: MIT */
+#include "fs/config.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tests/test.h"
+
+static struct error err;
+static char folder[] = "/tmp/fluxfs-config-XXXXXX";
+static char ini[64];
+
+static void write_ini(const char *text)
+{
+    FILE *file = fopen(ini, "w");
+
+    fputs(text, file);
+    fclose(file);
+}
+
+/* Loads with the ini file and these words. */
+static int load(struct config *config, const char *words[])
+{
+    char *argv[32] = {"fluxfs", "--config", ini};
+    int argc = 3;
+
+    for (; *words != NULL; words++)
+        argv[argc++] = (char *)*words;
+    return config_load(config, argc, argv, &err);
+}
+
+#define LOAD(config, ...) load(config, (const char *[]){__VA_ARGS__, NULL})
+
+static void expect_refused(const char *file, const char *why, const char *word)
+{
+    struct config config;
+
+    write_ini(file);
+    EXPECT((word != NULL ? LOAD(&config, word, "/m") : LOAD(&config, "/m")) < 0, "%s%s", file,
+           word != NULL ? word : "");
+    EXPECT(strstr(err.text, why) != NULL, "\"%s\" lacks \"%s\"", err.text, why);
+    EXPECT(strchr(err.text, '\n') == NULL);
+}
+
+static void test_order(void)
+{
+    struct config config;
+
+    write_ini("; comment\n[fluxfs]\nvram_budget = 12G\nsteps = 20\nmodel = /data/flux\n"
+              "allow_other = yes\numask = 077\n");
+    EXPECT(LOAD(&config, "-o", "steps=30,rw,noauto,x-systemd.automount,nosuid", "--guidance=2.5",
+                "--threads", "3", "-f", "/mnt/flux/") == 0,
+           "%s", err.text);
+    EXPECT(config.vram_budget_bytes == 12ull << 30 && config.defaults.steps == 30);
+    EXPECT(config.defaults.guidance == 2.5f && config.threads == 3 && config.foreground);
+    EXPECT(config.allow_other && config.umask == 077);
+    EXPECT(strcmp(config.mountpoint, "/mnt/flux") == 0 && strcmp(config.model, "/data/flux") == 0);
+    EXPECT(strcmp(config.backend, "auto") == 0 && strcmp(config.source, "/data/flux") == 0);
+    EXPECT(strstr(config.state_dir, "/mnt-flux") != NULL, "%s", config.state_dir);
+    config_finish(&config);
+    config_finish(&config);
+}
+
+/* Blanks before a key are only blanks: inih alone would add the line to the value above. */
+static void test_layout(void)
+{
+    struct config config;
+
+    write_ini("\xef\xbb\xbf# comment\r\n  [fluxfs]\r\n\tmodel = /a b/c  ; comment\r\n"
+              "  steps=9\n\n   \n  # comment\n  threads : 2");
+    EXPECT(LOAD(&config, "/mnt/flux") == 0, "%s", err.text);
+    EXPECT(strcmp(config.model, "/a b/c") == 0, "%s", config.model);
+    EXPECT(config.defaults.steps == 9 && config.threads == 2);
+    config_finish(&config);
+}
+
+static void test_mount_form(void)
+{
+    struct config config;
+
+    write_ini("");
+    EXPECT(LOAD(&config, "/data/schnell", "mnt", "-o", "rw,_netdev,user=joe,state_dir=/s") == 0,
+           "%s", err.text);
+    EXPECT(strcmp(config.model, "/data/schnell") == 0 && config.mountpoint[0] == '/');
+    EXPECT(strcmp(config.state_dir, "/s") == 0);
+    config_finish(&config);
+    EXPECT(LOAD(&config, "--model", "/m", "none", "/mnt/x") == 0, "%s", err.text);
+    EXPECT(strcmp(config.model, "/m") == 0);
+    config_finish(&config);
+}
+
+static void test_actions(void)
+{
+    struct config config;
+    char *help[] = {"fluxfs", "--help"}, *version[] = {"fluxfs", "-V"}, *nothing[] = {"fluxfs"};
+
+    EXPECT(config_load(&config, 2, help, &err) == 0 && config.action == CONFIG_HELP);
+    EXPECT(config_load(&config, 2, version, &err) == 0 && config.action == CONFIG_VERSION);
+    EXPECT(config_load(&config, 1, nothing, &err) == -EINVAL && strstr(err.text, "no mountpoint"));
+}
+
+static void test_refusals(void)
+{
+    struct config config;
+    char wide[400];
+
+    expect_refused("[fluxfs]\n\nvram_budget = 12Q\n", ":3: vram_budget: \"12Q\" is no size", NULL);
+    expect_refused("[fluxfs]\nvram-budgets = 12G\n", "did you mean vram_budget?", NULL);
+    expect_refused("[other]\nx = 1\n", "section [other]", NULL);
+    expect_refused("[fluxfs]\nsteps\n", ":2: ", NULL);
+    expect_refused("[fluxfs]\nsteps = 0\n", "steps", NULL);
+    expect_refused("[fluxfs]\nguidance = nan\n", "guidance", NULL);
+    expect_refused("[fluxfs]\nsteps = 20\nsteps 30\n", ":3: ", NULL);
+    /* inih would cut this silently, and mount another model. */
+    snprintf(wide, sizeof wide, "[fluxfs]\nmodel = /%0300d\nsteps = 20\n", 0);
+    expect_refused(wide, ":2: is longer than 198 bytes", NULL);
+    expect_refused("", "--backend: \"gpu\" is none of", "--backend=gpu");
+    expect_refused("", "-o threads: \"many\"", "-othreads=many");
+    expect_refused("", "unknown", "--frobnicate=1");
+    expect_refused("", "unknown option", "-z");
+    expect_refused("", "mount it rw", "-oro");
+    expect_refused("", "no octal mode", "--umask=99");
+    EXPECT(LOAD(&config, "/a", "/b", "/c") == -EINVAL && strstr(err.text, "/c"));
+    EXPECT(LOAD(&config, "/a", "--steps") == -EINVAL && strstr(err.text, "missing"));
+    unlink(ini);
+    EXPECT(LOAD(&config, "/a") == -ENOENT && strstr(err.text, ini));
+}
+
+static void test_sizes(void)
+{
+    static const struct {
+        const char *text;
+        uint64_t bytes;
+        const char *back;
+    } sizes[] = {{"4096", 4096, "4K"},
+                 {"12G", 12ull << 30, "12G"},
+                 {"12GiB", 12ull << 30, "12G"},
+                 {"1.5k", 1536, "1536"},
+                 {"22.3G", 23944442675, "23944442675"},
+                 {"9223372036854775807", INT64_MAX, "9223372036854775807"},
+                 {"auto", 0, "auto"},
+                 {"2 MB", 2 << 20, "2M"}};
+    static const char *const bad[] = {"", "G", "-1G", "1e30G", "12Q", "0x10", "nan", "12GG", "inf"};
+    char text[32];
+    uint64_t bytes;
+
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        EXPECT(config_parse_size(&bytes, sizes[i].text, &err) == 0 && bytes == sizes[i].bytes,
+               "%s: %llu", sizes[i].text, (unsigned long long)bytes);
+        config_format_size(text, bytes);
+        EXPECT(strcmp(text, sizes[i].back) == 0, "%s", text);
+    }
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        EXPECT(config_parse_size(&bytes, bad[i], &err) == -EINVAL, "%s", bad[i]);
+}
+
+int main(void)
+{
+    if (mkdtemp(folder) == NULL)
+        return EXIT_FAILURE;
+    snprintf(ini, sizeof ini, "%s/fluxfs.ini", folder);
+    test_order();
+    test_layout();
+    test_mount_form();
+    test_actions();
+    test_refusals();
+    test_sizes();
+    unlink(ini);
+    rmdir(folder);
+    return test_finish();
+}

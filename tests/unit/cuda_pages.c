@@ -1,0 +1,573 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The CUDA page source and context over the emulated driver (tests/kernels/emulate), which watches
+ * the manual's rules, carries work out late, and fails any call.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <string.h>
+
+#include "alloc/arena.h"
+#include "engine/cuda/pages.h"
+#include "tests/kernels/emulate/device.h"
+#include "tests/test.h"
+
+enum { PAGE = 2 << 20 };
+#define MIB (UINT64_C(1) << 20)
+
+static const CUresult codes[] = {CUDA_ERROR_OUT_OF_MEMORY, CUDA_ERROR_LAUNCH_FAILED,
+                                 CUDA_ERROR_ILLEGAL_ADDRESS, CUDA_ERROR_INVALID_VALUE,
+                                 CUDA_ERROR_UNKNOWN};
+enum { CODES = sizeof codes / sizeof *codes };
+
+struct fixture {
+    struct driver driver;
+    struct cuda_context context;
+    struct page_source *pages;
+    cudaStream_t stream;
+    char fault[128]; /* the last one reported */
+    int faults;
+    struct error err;
+};
+
+static void device_is(const char *words)
+{
+    setenv("FLUXFS_EMULATE", words, 1);
+}
+
+static void note_fault(void *owner, const char *call, const char *why)
+{
+    struct fixture *f = owner;
+
+    snprintf(f->fault, sizeof f->fault, "%s: %s", call, why);
+    f->faults++;
+}
+
+static void fixture_open(struct fixture *f)
+{
+    struct cuda_pages_options options = {.context = &f->context, .fault = note_fault, .owner = f};
+
+    *f = (struct fixture){0};
+    EXPECT(driver_open(&f->driver, &f->err) == 0);
+    EXPECT(context_open(&f->context, &f->driver, &f->err) == 0, "%s", f->err.text);
+    EXPECT(cudaStreamCreateWithFlags(&f->stream, 0) == cudaSuccess);
+    options.stream = f->stream;
+    EXPECT(cuda_pages_create(&f->pages, &options, &f->err) == 0, "%s", f->err.text);
+}
+
+/* Everything must be back where it came from. */
+static void fixture_close(struct fixture *f)
+{
+    struct device_books books;
+
+    device_fail(0, 0, CUDA_SUCCESS);
+    f->pages->ops->destroy(f->pages);
+    cudaStreamDestroy(f->stream);
+    context_close(&f->context);
+    device_read_books(&books);
+    EXPECT(books.fault == NULL, "%s", books.fault);
+    EXPECT(books.handles == 0 && books.mappings == 0 && books.reservations == 0 &&
+               books.events == 0 && books.contexts == 0,
+           "%d handles, %d mappings, %d reservations, %d events, %d contexts", (int)books.handles,
+           (int)books.mappings, (int)books.reservations, (int)books.events, (int)books.contexts);
+}
+
+/* ---- The contract of page_source.h ---- */
+
+static void test_one_page_twice(void)
+{
+    struct fixture f;
+    const struct page_source_ops *ops;
+    uint64_t free_before = 0, free_after = 0, total;
+    page_handle page = 0, other = 0;
+    uintptr_t base = 0;
+
+    device_is("lazy");
+    fixture_open(&f);
+    ops = f.pages->ops;
+    EXPECT(f.pages->granule_bytes == PAGE);
+    EXPECT(ops->memory(f.pages, &free_before, &total) == 0 && total == 8192 * MIB);
+    EXPECT(ops->reserve(f.pages, UINT64_C(64) * PAGE, &base) == 0 && base % PAGE == 0);
+    EXPECT(ops->create(f.pages, &page) == 0 && ops->create(f.pages, &other) == 0);
+    EXPECT(ops->memory(f.pages, &free_after, &total) == 0 && free_after == free_before - 2 * PAGE);
+    EXPECT(ops->map(f.pages, base, page) == 0);
+    EXPECT(!device_is_accessible((void *)base, PAGE), "a new mapping has no access");
+    EXPECT(ops->set_access(f.pages, base, PAGE) == 0);
+    memset((void *)base, 0x5a, PAGE);
+    EXPECT(ops->map(f.pages, base + 3 * PAGE, page) == 0);
+    EXPECT(ops->map(f.pages, base + 4 * PAGE, other) == 0);
+    EXPECT(ops->set_access(f.pages, base + 3 * PAGE, 2 * PAGE) == 0, "one call for both");
+    EXPECT(memcmp((void *)base, (void *)(base + 3 * PAGE), PAGE) == 0);
+    EXPECT(*(unsigned char *)(base + 4 * PAGE) == 0xff, "another page");
+    EXPECT(ops->unmap(f.pages, base) == 0 && !device_is_accessible((void *)base, 1));
+    EXPECT(*(unsigned char *)(base + 4 * PAGE - 1) == 0x5a);
+    EXPECT(ops->unmap(f.pages, base + 3 * PAGE) == 0 && ops->unmap(f.pages, base + 4 * PAGE) == 0);
+    ops->release(f.pages, page);
+    ops->release(f.pages, other);
+    ops->unreserve(f.pages, base, UINT64_C(64) * PAGE);
+    EXPECT(ops->memory(f.pages, &free_after, &total) == 0 && free_after == free_before);
+    EXPECT(f.faults == 0, "%s", f.fault);
+    fixture_close(&f);
+}
+
+static void no_work(void *args)
+{
+}
+
+static void test_fences(void)
+{
+    struct fixture f;
+    const struct page_source_ops *ops;
+    page_fence fences[PAGE_FENCES], more;
+
+    device_is("lazy");
+    fixture_open(&f);
+    ops = f.pages->ops;
+    for (int i = 0; i < PAGE_FENCES; i++) {
+        device_queue(f.stream, no_work, "", 1);
+        EXPECT(ops->fence_record(f.pages, i % 8, &fences[i]) == 0);
+        EXPECT(ops->fence_query(f.pages, fences[i]) == 0);
+    }
+    EXPECT(ops->fence_record(f.pages, 0, &more) == -EAGAIN, "more than a source has");
+    EXPECT(ops->fence_wait(f.pages, fences[100]) == 0);
+    EXPECT(ops->fence_query(f.pages, fences[99]) == 1, "all before it have passed");
+    EXPECT(ops->fence_query(f.pages, fences[101]) == 0, "and none behind it");
+    EXPECT(ops->fence_record(f.pages, 0, &more) == 0, "those that were seen serve again");
+    EXPECT(ops->fence_wait(f.pages, more) == 0 && ops->fence_query(f.pages, fences[127]) == 1);
+    EXPECT(f.faults == 0, "%s", f.fault);
+    fixture_close(&f);
+}
+
+static void *read_memory(void *pointer)
+{
+    struct fixture *f = pointer;
+    uint64_t free_bytes = 0, total_bytes = 0;
+
+    EXPECT(f->pages->ops->memory(f->pages, &free_bytes, &total_bytes) == 0 && free_bytes > 0);
+    return NULL;
+}
+
+/* A thread that the driver has never seen has no context. */
+static void test_new_thread(void)
+{
+    struct fixture f;
+    pthread_t thread;
+
+    device_is("");
+    fixture_open(&f);
+    EXPECT(pthread_create(&thread, NULL, read_memory, &f) == 0);
+    pthread_join(thread, NULL);
+    fixture_close(&f);
+}
+
+static void test_refused(void)
+{
+    struct cuda_pages_options options = {.fault = note_fault};
+    struct page_source *pages = NULL;
+    struct fixture f;
+
+    device_is("");
+    fixture_open(&f);
+    options.context = &f.context;
+    device_is("no-virtual-memory");
+    EXPECT(cuda_pages_create(&pages, &options, &f.err) == -ENODEV && pages == NULL);
+    device_is("");
+    device_fail(2, 0, CUDA_ERROR_INVALID_VALUE);
+    EXPECT(cuda_pages_create(&pages, &options, &f.err) == -EIO && pages == NULL);
+    EXPECT(strcmp(f.err.text, "back end cuda: page size: invalid argument") == 0, "%s", f.err.text);
+    device_is("granule=64");
+    EXPECT(cuda_pages_create(&pages, &options, &f.err) == 0 && pages->granule_bytes == PAGE);
+    pages->ops->destroy(pages);
+    device_is("granule=16384");
+    EXPECT(cuda_pages_create(&pages, &options, &f.err) == 0 && pages->granule_bytes == 8 * PAGE);
+    pages->ops->destroy(pages);
+    device_is("");
+    fixture_close(&f);
+}
+
+/* ---- Errors ---- */
+
+struct world {
+    struct fixture f;
+    uintptr_t base;
+    page_handle page, spare;
+    page_fence fence;
+};
+
+enum operation { RESERVE, CREATE, MAP, SET_ACCESS, UNMAP, RECORD, QUERY, WAIT, OPERATIONS };
+
+static int operate(struct world *w, enum operation operation)
+{
+    const struct page_source_ops *ops = w->f.pages->ops;
+    uintptr_t address = 1;
+    page_handle page = 1;
+    page_fence fence = 1;
+    int code = 0;
+
+    switch (operation) {
+    case RESERVE:
+        code = ops->reserve(w->f.pages, PAGE, &address);
+        break;
+    case CREATE:
+        code = ops->create(w->f.pages, &page);
+        break;
+    case MAP:
+        return ops->map(w->f.pages, w->base + PAGE, w->spare);
+    case SET_ACCESS:
+        return ops->set_access(w->f.pages, w->base, PAGE);
+    case UNMAP:
+        return ops->unmap(w->f.pages, w->base);
+    case RECORD:
+        code = ops->fence_record(w->f.pages, 0, &fence);
+        break;
+    case QUERY:
+        return ops->fence_query(w->f.pages, w->fence);
+    default:
+        return ops->fence_wait(w->f.pages, w->fence);
+    }
+    EXPECT(address == 1 && page == 1 && fence == 1, "operation %d: outputs are untouched",
+           operation);
+    return code;
+}
+
+static void test_error(struct world *w, enum operation operation, CUresult result)
+{
+    static const char *const calls[] = {"cuMemAddressReserve", "cuMemCreate",       "cuMemMap",
+                                        "cuMemSetAccess",      "cuMemUnmap",        "cuEventCreate",
+                                        "cuEventQuery",        "cuEventSynchronize"};
+    int code, faults = w->f.faults;
+
+    device_fail(2, 0, (int)result); /* the first chooses the context */
+    code = operate(w, operation);
+    device_fail(0, 0, CUDA_SUCCESS);
+    if (result == CUDA_ERROR_OUT_OF_MEMORY) {
+        EXPECT(code == -ENOMEM && w->f.faults == faults, "%s: %d", calls[operation], code);
+        return;
+    }
+    EXPECT(code == -EIO && w->f.faults == faults + 1, "%s: %d", calls[operation], code);
+    EXPECT(strncmp(w->f.fault, calls[operation], strlen(calls[operation])) == 0, "%s: \"%s\"",
+           calls[operation], w->f.fault);
+    EXPECT(w->f.fault[strlen(w->f.fault) - 1] != ' ', "\"%s\"", w->f.fault);
+}
+
+static void test_errors(void)
+{
+    const struct page_source_ops *ops;
+    struct world w = {0};
+
+    device_is("lazy");
+    fixture_open(&w.f);
+    ops = w.f.pages->ops;
+    EXPECT(ops->reserve(w.f.pages, 4 * PAGE, &w.base) == 0);
+    EXPECT(ops->create(w.f.pages, &w.page) == 0 && ops->create(w.f.pages, &w.spare) == 0);
+    EXPECT(ops->map(w.f.pages, w.base, w.page) == 0);
+    EXPECT(ops->fence_record(w.f.pages, 0, &w.fence) == 0);
+    for (enum operation operation = 0; operation < OPERATIONS; operation++)
+        for (int i = 0; i < CODES; i++)
+            test_error(&w, operation, codes[i]);
+    EXPECT(ops->unmap(w.f.pages, w.base) == 0);
+    ops->release(w.f.pages, w.page);
+    ops->release(w.f.pages, w.spare);
+    ops->unreserve(w.f.pages, w.base, 4 * PAGE);
+    fixture_close(&w.f);
+}
+
+/* It would go on costing memory: it is the next one made. */
+static void test_page_not_taken_back(void)
+{
+    struct device_books books;
+    page_handle page = 0, again = 0;
+    struct fixture f;
+
+    device_is("");
+    fixture_open(&f);
+    EXPECT(f.pages->ops->create(f.pages, &page) == 0);
+    device_fail(2, 0, CUDA_ERROR_INVALID_VALUE);
+    f.pages->ops->release(f.pages, page);
+    EXPECT(f.faults == 1 && strcmp(f.fault, "cuMemRelease: invalid argument") == 0, "%s", f.fault);
+    EXPECT(f.pages->ops->create(f.pages, &again) == 0 && again == page);
+    device_read_books(&books);
+    EXPECT(books.handles == 1);
+    device_fail(2, 0, CUDA_ERROR_INVALID_VALUE);
+    f.pages->ops->release(f.pages, page);
+    fixture_close(&f);
+}
+
+/* ---- Under an arena ---- */
+
+enum { BLOCKS = 24, BUDGET = 40 };
+
+static void story(struct arena *arena)
+{
+    uintptr_t blocks[BLOCKS] = {0};
+
+    for (int i = 0; i < BLOCKS; i++) {
+        struct arena_request request = {(uint64_t)(1 + i % 3) * PAGE - 100, i % 2, 0};
+        (void)arena_alloc(arena, &request, &blocks[i], NULL);
+    }
+    for (int i = 0; i < BLOCKS; i += 2)
+        if (blocks[i] != 0)
+            EXPECT(arena_free(arena, blocks[i], 0) == 0);
+    for (int i = 0; i < BLOCKS; i += 2) {
+        struct arena_request request = {i == 0 ? 10 * PAGE : 1000, 1, 0};
+        blocks[i] = 0;
+        (void)arena_alloc(arena, &request, &blocks[i], NULL);
+    }
+    for (int i = 1; i < BLOCKS; i += 2)
+        if (blocks[i] != 0)
+            EXPECT(arena_free(arena, blocks[i], 1) == 0);
+    (void)arena_set_budget(arena, BUDGET / 2 * PAGE);
+    (void)arena_trim(arena);
+    (void)arena_set_budget(arena, BUDGET * PAGE);
+}
+
+/* Call k, and with `lost` all after it, fails; whether there was such a call. */
+static bool test_story(uint64_t k, CUresult result, bool lost)
+{
+    struct arena_options options = {.budget_bytes = BUDGET * PAGE,
+                                    .reservation_bytes = UINT64_C(4) * BUDGET * PAGE};
+    struct arena_request request = {3 * PAGE, 0, 0};
+    struct device_books before, after;
+    struct arena *arena = NULL;
+    const char *fault = "none";
+    uintptr_t block = 0;
+    struct fixture f;
+
+    device_is("clean");
+    fixture_open(&f);
+    EXPECT(arena_create(&arena, f.pages, &options) == 0);
+    device_read_books(&before);
+    device_fail(k, lost ? UINT32_MAX : 0, (int)result);
+    story(arena);
+    device_read_books(&after);
+    device_fail(0, 0, CUDA_SUCCESS);
+    EXPECT(arena_check(arena, &fault) == 0, "%s", fault);
+    EXPECT(arena_alloc(arena, &request, &block, NULL) == 0, "the device is back");
+    EXPECT(arena_check(arena, &fault) == 0, "%s", fault);
+    arena_destroy(arena); /* with blocks still living */
+    fixture_close(&f);
+    return after.calls - before.calls >= k;
+}
+
+static void test_every_call_failing(void)
+{
+    for (int i = 0; i < CODES; i++) {
+        for (int lost = 0; lost < 2; lost++) {
+            uint64_t k = 1;
+
+            while (test_story(k, codes[i], lost) && test_failures == 0)
+                k++;
+            EXPECT(k > 100, "the story makes only %d calls", (int)k);
+            if (test_failures > 0) {
+                fprintf(stderr, "call %d, code %d, lost %d\n", (int)k, (int)codes[i], lost);
+                return;
+            }
+            printf("code %d: each of %d calls failed%s\n", (int)codes[i], (int)k - 1,
+                   lost ? ", and all after it" : "");
+        }
+    }
+}
+
+/* Another process takes what the budget would allow, and gives it back. */
+static void test_other_process(void)
+{
+    struct arena_options options = {.budget_bytes = 64 * PAGE};
+    struct arena_request request = {8 * PAGE, 0, 0};
+    struct arena_shortage shortage = {0};
+    struct arena *arena = NULL;
+    struct arena_stats stats;
+    uintptr_t blocks[4] = {0}, more = 0;
+    struct fixture f;
+
+    device_is("memory=512");
+    fixture_open(&f);
+    EXPECT(arena_create(&arena, f.pages, &options) == 0);
+    for (int i = 0; i < 4; i++)
+        EXPECT(arena_alloc(arena, &request, &blocks[i], NULL) == 0);
+    device_is("memory=512 others=348"); /* with the context's 96, all but two pages */
+    EXPECT(arena_free(arena, blocks[0], 0) == 0 && arena_free(arena, blocks[2], 0) == 0);
+    request.bytes = 20 * PAGE;
+    EXPECT(arena_alloc(arena, &request, &more, &shortage) == -ENOMEM && shortage.device_full);
+    EXPECT(shortage.reserved_bytes == 32 * PAGE && shortage.free_bytes == 16 * PAGE);
+    request.bytes = 18 * PAGE;
+    EXPECT(arena_alloc(arena, &request, &more, &shortage) == 0, "two new pages and sixteen moved");
+    arena_stats(arena, &stats);
+    EXPECT(stats.merges == 1 && stats.pages_moved == 16, "%d moved", (int)stats.pages_moved);
+    device_is("memory=512");
+    EXPECT(arena_alloc(arena, &request, &blocks[0], &shortage) == 0, "there is room again");
+    EXPECT(f.faults == 0, "%s", f.fault);
+    arena_destroy(arena);
+    fixture_close(&f);
+}
+
+/* ---- Work that is carried out late ---- */
+
+static uint64_t broken;
+
+struct touch {
+    unsigned char *memory;
+    uint64_t bytes;
+    unsigned char pattern;
+};
+
+static void write_pattern(void *args)
+{
+    const struct touch *touch = args;
+
+    if (device_is_accessible(touch->memory, touch->bytes))
+        for (uint64_t i = 0; i < touch->bytes; i += 509)
+            touch->memory[i] = touch->pattern;
+    else
+        broken++;
+}
+
+static void read_pattern(void *args)
+{
+    const struct touch *touch = args;
+
+    if (!device_is_accessible(touch->memory, touch->bytes)) {
+        broken++;
+        return;
+    }
+    for (uint64_t i = 0; i < touch->bytes; i += 509)
+        broken += touch->memory[i] != touch->pattern;
+}
+
+static uint64_t random_below(uint64_t *state, uint64_t limit)
+{
+    *state = *state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+    return (*state >> 33) % limit;
+}
+
+/* Blocks are filled and looked at by queued work, and given back before it is done. */
+static void test_queued_work(const char *device, uint64_t state)
+{
+    struct arena_options options = {.budget_bytes = 32 * PAGE};
+    struct touch touches[32] = {{0}};
+    struct arena *arena = NULL;
+    struct arena_stats stats;
+    struct fixture f;
+
+    device_is(device);
+    fixture_open(&f);
+    EXPECT(arena_create(&arena, f.pages, &options) == 0);
+    for (int i = 0; i < 4000; i++) {
+        struct touch *touch = &touches[random_below(&state, 32)];
+        uint64_t bytes =
+            1 + random_below(&state, random_below(&state, 3) > 0 ? PAGE / 4 : 8 * PAGE);
+        struct arena_request request = {bytes, 0, 0};
+        uintptr_t address = 0;
+
+        if (touch->bytes != 0) {
+            device_queue(f.stream, read_pattern, touch, sizeof *touch);
+            EXPECT(arena_free(arena, (uintptr_t)touch->memory, 0) == 0);
+            touch->bytes = 0;
+        } else if (arena_alloc(arena, &request, &address, NULL) == 0) {
+            *touch = (struct touch){(unsigned char *)address, bytes, (unsigned char)i};
+            device_queue(f.stream, write_pattern, touch, sizeof *touch);
+        }
+        if (i % 500 == 499)
+            (void)arena_trim(arena);
+    }
+    arena_stats(arena, &stats);
+    printf("%d allocations, %d merges, %d waits, %d failures\n", (int)stats.allocations,
+           (int)stats.merges, (int)stats.waits, (int)stats.failures);
+    EXPECT(broken == 0 && stats.merges > 20 && stats.waits > 20);
+    EXPECT(f.faults == 0, "%s", f.fault);
+    arena_destroy(arena);
+    EXPECT(broken == 0);
+    fixture_close(&f);
+}
+
+/* ---- What the context costs ---- */
+
+static uint64_t cost(const char *device)
+{
+    struct fixture f;
+    uint64_t bytes;
+
+    device_is(device);
+    fixture_open(&f);
+    bytes = f.context.bytes / MIB;
+    fixture_close(&f);
+    return bytes;
+}
+
+static void test_context_cost(void)
+{
+    EXPECT(cost("context=200") == 200);
+    EXPECT(cost("context=200 others=4000") == 200, "whatever others have");
+    EXPECT(cost("context=200 nvml=10") == 210, "who takes memory meanwhile can't be told apart");
+    EXPECT(cost("context=200 nvml=5000") == 200, "unless it is more than a context takes");
+    EXPECT(cost("context=200 no-nvml") == 200, "all that is in use");
+    EXPECT(cost("context=200 no-nvml others=4000") == 640, "no more than is usual");
+    EXPECT(cost("context=4 no-nvml") == 4);
+}
+
+static void test_context_growth(void)
+{
+    uint64_t free_before = 0, total = 0;
+    struct fixture f;
+
+    device_is("");
+    fixture_open(&f);
+    EXPECT(context_memory(&f.context, &free_before, &total) == 0);
+    context_grow(&f.context, free_before);
+    EXPECT(f.context.grown == 0);
+    device_is("others=10");
+    context_grow(&f.context, free_before);
+    EXPECT(f.context.grown == 10 * MIB);
+    device_is("others=2000");
+    context_grow(&f.context, free_before);
+    EXPECT(f.context.grown == 10 * MIB, "somebody else's");
+    device_is("");
+    context_grow(&f.context, free_before - MIB);
+    EXPECT(f.context.grown == 10 * MIB, "nothing is given back");
+    device_fail(2, 0, CUDA_ERROR_LAUNCH_FAILED);
+    context_grow(&f.context, free_before + MIB);
+    EXPECT(f.context.grown == 10 * MIB);
+    fixture_close(&f);
+}
+
+static void test_no_context(void)
+{
+    struct cuda_context context = {0};
+    struct device_books books;
+    struct driver driver;
+    struct error err;
+
+    EXPECT(driver_open(&driver, &err) == 0);
+    device_is("memory=64");
+    EXPECT(context_open(&context, &driver, &err) == -ENODEV && context.context == NULL);
+    EXPECT(strstr(err.text, "out of memory") != NULL, "%s", err.text);
+    device_is("");
+    for (int call = 1; call <= 5; call++) { /* init, device, bus, context, its choice */
+        device_fail((uint64_t)call, 0, CUDA_ERROR_ILLEGAL_ADDRESS);
+        if (context_open(&context, &driver, &err) == 0) {
+            EXPECT(call == 3, "call %d", call);
+            context_close(&context);
+        }
+        device_fail(0, 0, CUDA_SUCCESS);
+        device_read_books(&books);
+        EXPECT(books.contexts == 0, "call %d: a context is left", call);
+    }
+    context_close(&context);
+}
+
+int main(void)
+{
+    test_one_page_twice();
+    test_fences();
+    test_new_thread();
+    test_refused();
+    test_errors();
+    test_page_not_taken_back();
+    test_every_call_failing();
+    test_other_process();
+    test_queued_work("clean lazy", 1);
+    test_queued_work("clean", 2);
+    test_context_cost();
+    test_context_growth();
+    test_no_context();
+    return test_finish();
+}

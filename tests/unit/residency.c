@@ -1,0 +1,257 @@
+/* SPDX-License-Identifier: MIT */
+/* The plan of residents against every choice there is, on short lists, and against what must hold
+ * of every list, room and number of slots. */
+#include "engine/residency.h"
+
+#include <errno.h>
+
+#include "engine/schedule.h"
+#include "tests/test.h"
+
+enum { COUNT_MAX = 135 };
+
+static uint64_t state = 1;
+
+static uint64_t below(uint64_t limit)
+{
+    state = state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+    return (state >> 33) % limit;
+}
+
+/* A list with its own arrays. */
+struct list {
+    struct residency_case c;
+    uint64_t bytes[COUNT_MAX], held[COUNT_MAX];
+};
+
+static uint64_t in_pages(const struct list *list, uint64_t bytes)
+{
+    return (bytes + list->c.page_bytes - 1) / list->c.page_bytes * list->c.page_bytes;
+}
+
+static void list_init(struct list *list, int slots, uint64_t page)
+{
+    *list = (struct list){.c = {.slots = slots, .page_bytes = page}};
+    list->c.bytes = list->bytes;
+    list->c.held = list->held;
+}
+
+static void list_add(struct list *list, uint64_t bytes)
+{
+    list->bytes[list->c.count] = bytes;
+    list->held[list->c.count++] = in_pages(list, bytes);
+}
+
+static uint64_t sum(const uint64_t *values, size_t count)
+{
+    uint64_t all = 0;
+
+    for (size_t i = 0; i < count; i++)
+        all += values[i];
+    return all;
+}
+
+/* What a choice takes, and streams. */
+static uint64_t needed(const struct list *list, const bool *resident, uint64_t *streamed)
+{
+    uint64_t stay = 0, slot = 0;
+
+    *streamed = 0;
+    for (size_t i = 0; i < list->c.count; i++) {
+        if (resident[i])
+            stay += list->held[i];
+        else
+            *streamed += list->bytes[i];
+        if (!resident[i] && list->bytes[i] > slot)
+            slot = list->bytes[i];
+    }
+    return stay + in_pages(list, slot * (uint64_t)list->c.slots);
+}
+
+/* The fewest bytes that have to be streamed, by trying every choice; UINT64_MAX if none fits. */
+static uint64_t best_streamed(const struct list *list, uint64_t *least)
+{
+    uint64_t best = UINT64_MAX;
+
+    *least = UINT64_MAX;
+    for (uint32_t choice = 0; choice < 1u << list->c.count; choice++) {
+        bool resident[16];
+        uint64_t bytes, streamed;
+
+        for (size_t i = 0; i < list->c.count; i++)
+            resident[i] = choice >> i & 1;
+        bytes = needed(list, resident, &streamed);
+        *least = bytes < *least ? bytes : *least;
+        if (bytes <= list->c.room && streamed < best)
+            best = streamed;
+    }
+    return best;
+}
+
+/* Whether there is a plan, and that it adds up. */
+static bool check_plan(const struct list *list, struct residency *plan)
+{
+    bool resident[COUNT_MAX];
+    uint64_t least = residency_least(&list->c), room = list->c.room, streamed;
+    int result = residency_plan(&list->c, resident, plan);
+
+    EXPECT(result == (room >= least ? 0 : -ENOMEM), "room %llu, least %llu: %d",
+           (unsigned long long)room, (unsigned long long)least, result);
+    if (result != 0)
+        return false;
+    EXPECT(needed(list, resident, &streamed) <= room && streamed == plan->streamed_bytes);
+    EXPECT(plan->resident + plan->streamed == list->c.count);
+    EXPECT(plan->ring_bytes == in_pages(list, plan->slot_bytes * (uint64_t)list->c.slots));
+    EXPECT(plan->resident_bytes + plan->ring_bytes <= room);
+    EXPECT((plan->streamed == 0) == (sum(list->held, list->c.count) <= room),
+           "all stay exactly if all fit");
+    for (size_t i = 0; i < list->c.count; i++)
+        EXPECT(resident[i] || list->bytes[i] <= plan->slot_bytes);
+    return true;
+}
+
+/* Every room on short lists, with one, two and three slots; how much more is streamed than must. */
+static void test_short_lists(void)
+{
+    double streamed = 0, best = 0, resident = 0;
+
+    for (int round = 0; round < 400; round++) {
+        struct list list;
+        struct residency plan;
+        uint64_t must, least;
+
+        list_init(&list, 1 + (int)below(3), 1 + below(4));
+        for (size_t i = 1 + below(9); i > 0; i--)
+            list_add(&list, 1 + below(round % 2 == 0 ? 3 : 40));
+        for (list.c.room = 0; list.c.room <= sum(list.held, list.c.count) + 1; list.c.room++) {
+            must = best_streamed(&list, &least);
+            EXPECT(residency_least(&list.c) == least, "%llu", (unsigned long long)least);
+            if (!check_plan(&list, &plan))
+                continue;
+            EXPECT(plan.streamed_bytes >= must);
+            streamed += (double)plan.streamed_bytes;
+            best += (double)must;
+            resident += (double)(sum(list.bytes, list.c.count) - must);
+        }
+    }
+    printf("short lists: %.1f %% more is streamed than must be, %.1f %% of what could stay\n",
+           100 * (streamed / best - 1), 100 * (streamed - best) / resident);
+    EXPECT(streamed < 1.2 * best);
+}
+
+/* FLUX.1-dev in bf16, in MB: 19 double blocks of three pieces, 38 single blocks of two. */
+static void flux(struct list *list)
+{
+    list_init(list, 2, 2);
+    for (int i = 0; i < 19 * 3; i++)
+        list_add(list, 151);
+    for (int i = 0; i < 38; i++) {
+        list_add(list, 57);
+        list_add(list, 170);
+    }
+}
+
+/* When copying a byte takes twice as long as computing with it. */
+static double period(const struct list *list, const bool *resident)
+{
+    return schedule_period(&(struct schedule_case){.count = list->c.count,
+                                                   .stays = resident,
+                                                   .bytes = list->bytes,
+                                                   .copy_byte_s = 2,
+                                                   .compute_byte_s = 1});
+}
+
+/* The best of many random choices that fit into the room. */
+static double best_by_chance(const struct list *list)
+{
+    double best = 1e300;
+
+    for (int round = 0; round < 100; round++) {
+        bool resident[COUNT_MAX] = {false};
+        uint64_t streamed;
+
+        for (int tries = 0; tries < 1000; tries++) {
+            size_t i = below(list->c.count);
+
+            resident[i] = !resident[i];
+            if (resident[i] && needed(list, resident, &streamed) > list->c.room)
+                resident[i] = false;
+        }
+        if (needed(list, resident, &streamed) <= list->c.room && period(list, resident) < best)
+            best = period(list, resident);
+    }
+    return best;
+}
+
+/* A step takes little longer than copying what must be copied, or computing, whichever is longer;
+ * and chance finds nothing much faster. */
+static void test_time(void)
+{
+    struct list list;
+    uint64_t total;
+
+    flux(&list);
+    total = sum(list.held, list.c.count);
+    for (uint64_t percent = 5; percent < 100; percent += 5) {
+        bool resident[COUNT_MAX];
+        struct residency plan;
+        double least, takes;
+
+        list.c.room = total * percent / 100;
+        EXPECT(check_plan(&list, &plan));
+        EXPECT(residency_plan(&list.c, resident, &plan) == 0);
+        least = 2 * (double)plan.streamed_bytes;
+        least = least > (double)total ? least : (double)total;
+        takes = period(&list, resident);
+        printf("%2llu %% of the bytes: %3zu stay, %3zu stream, slots of %3llu MB, a step takes "
+               "%.3f of copying or computing alone\n",
+               (unsigned long long)percent, plan.resident, plan.streamed,
+               (unsigned long long)plan.slot_bytes, takes / least);
+        EXPECT(takes < 1.15 * least, "%llu %%: %g", (unsigned long long)percent, takes / least);
+        EXPECT(takes <= 1.01 * best_by_chance(&list), "%llu %%: %g", (unsigned long long)percent,
+               best_by_chance(&list) / takes);
+        EXPECT(plan.resident_bytes + plan.ring_bytes + 170 > list.c.room, "room is left");
+    }
+}
+
+static void test_edges(void)
+{
+    struct residency plan;
+    struct list list;
+
+    list_init(&list, 2, 1);
+    EXPECT(residency_least(&list.c) == 0 && check_plan(&list, &plan));
+    list_add(&list, 7);
+    for (list.c.room = 0; list.c.room <= 8; list.c.room++)
+        check_plan(&list, &plan);
+    list_init(&list, 2, 1);
+    list_add(&list, UINT64_C(1) << 40);
+    list_add(&list, 1);
+    list_add(&list, UINT64_C(1) << 40);
+    list_add(&list, UINT64_C(1) << 39);
+    for (list.c.room = 0; list.c.room < UINT64_C(1) << 42; list.c.room += UINT64_C(1) << 37)
+        check_plan(&list, &plan);
+    list.c.room = UINT64_MAX;
+    EXPECT(check_plan(&list, &plan) && plan.streamed == 0);
+    /* What stays may take less than a page, what streams never does. */
+    list_init(&list, 2, 100);
+    for (int i = 0; i < 8; i++)
+        list_add(&list, 10);
+    for (int i = 0; i < 8; i++)
+        list.held[i] = 12;
+    list.c.room = 96;
+    EXPECT(check_plan(&list, &plan) && plan.streamed == 0);
+    list.c.room = 95;
+    EXPECT(residency_least(&list.c) == 96 && !check_plan(&list, &plan));
+    list.c.room = 100;
+    list_add(&list, 10);
+    EXPECT(check_plan(&list, &plan) && plan.streamed == 9, "the ring's page is all there is");
+}
+
+int main(void)
+{
+    test_short_lists();
+    test_time();
+    test_edges();
+    return test_finish();
+}

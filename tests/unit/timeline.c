@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The timeline over a pretended device whose two streams have clocks of their own: the sums must be
+ * what those clocks say, however far the device is behind.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "engine/timeline.h"
+#include "tests/test.h"
+
+enum { MARKS = 4096 };
+
+struct device {
+    struct backend base;
+    double now[2];          /* of each stream: when what is queued will be done */
+    double marks[MARKS];    /* when each will be passed */
+    uint64_t count, waited; /* marks made; the last that was waited for */
+    uint64_t unsettled;     /* marks read before they were waited for */
+    bool at_rest;
+};
+
+static struct device *device_of(struct backend *backend)
+{
+    return (struct device *)backend;
+}
+
+static uint64_t device_mark(struct backend *backend, enum backend_stream stream)
+{
+    struct device *device = device_of(backend);
+
+    device->marks[++device->count % MARKS] = device->now[stream];
+    return device->count;
+}
+
+static void device_mark_wait(struct backend *backend, uint64_t mark)
+{
+    struct device *device = device_of(backend);
+
+    EXPECT(mark > device->waited && mark <= device->count);
+    device->waited = mark;
+}
+
+/* A mark may be read when one behind it on the compute stream was waited for, which all of them are
+ * here, since each block waits for its copies. */
+static double device_mark_seconds(struct backend *backend, uint64_t from, uint64_t to)
+{
+    struct device *device = device_of(backend);
+
+    EXPECT(from > 0 && from <= to && device->count - from < BACKEND_MARKS);
+    device->unsettled += to > device->waited && !device->at_rest;
+    return device->marks[to % MARKS] - device->marks[from % MARKS];
+}
+
+static const struct backend_ops device_ops = {
+    .mark = device_mark,
+    .mark_wait = device_mark_wait,
+    .mark_seconds = device_mark_seconds,
+};
+
+/* Copies the weights of the block whose turn it is or of the next one. */
+static double copy(struct device *device, struct timeline *t, double copy_s)
+{
+    double begin = device->now[STREAM_COPY] > device->now[STREAM_COMPUTE] - 1
+                       ? device->now[STREAM_COPY]
+                       : device->now[STREAM_COMPUTE] - 1;
+
+    device->now[STREAM_COPY] = begin;
+    timeline_copy_begin(t, 1);
+    device->now[STREAM_COPY] += copy_s;
+    timeline_copy_end(t);
+    return device->now[STREAM_COPY];
+}
+
+/* Passes of 40 blocks, each third one streamed, one ahead; returns what the sums must be. */
+static struct timeline_sums run(struct device *device, struct timeline *t, int passes)
+{
+    struct timeline_sums wanted = {0};
+    double there[2] = {0, 0};
+
+    for (int i = 0; i < 40 * passes; i++) {
+        double compute_s = 0.5 + 0.25 * (i % 5), wait_s;
+        double *now = &device->now[STREAM_COMPUTE];
+
+        timeline_begin(t, i % 40 < 19 ? "double" : "single");
+        if ((i + 1) % 3 == 0) {
+            there[(i + 1) % 2] = copy(device, t, 3.0);
+            wanted.copy_s += 3.0;
+        }
+        wait_s = i % 3 == 0 && there[i % 2] > *now ? there[i % 2] - *now : 0;
+        *now += wait_s;
+        wanted.wait_s += wait_s;
+        timeline_ready(t);
+        *now += compute_s;
+        wanted.compute_s += compute_s;
+        EXPECT(t->next - t->first <= TIMELINE_AHEAD + 1);
+        if (i % 40 == 39) {
+            timeline_end(t);
+            device->at_rest = true;
+            timeline_settle(t);
+            device->at_rest = false;
+            EXPECT(t->first == t->next && t->copy_count == 0);
+            *now += 100; /* idle between passes: nobody's time */
+        }
+    }
+    return wanted;
+}
+
+static void test_sums(void)
+{
+    struct device device = {.base.ops = &device_ops};
+    struct timeline t;
+    struct timeline_sums wanted;
+
+    timeline_init(&t, &device.base);
+    wanted = run(&device, &t, 7);
+    EXPECT(fabs(t.sums.compute_s - wanted.compute_s) < 1e-9);
+    EXPECT(fabs(t.sums.wait_s - wanted.wait_s) < 1e-9 && wanted.wait_s > 10);
+    EXPECT(fabs(t.sums.copy_s - wanted.copy_s) < 1e-9);
+    EXPECT(device.unsettled == 0, "%d", (int)device.unsettled);
+    EXPECT(strcmp(t.kinds[0].kind, "double") == 0 && t.kinds[0].blocks == 7 * 19);
+    EXPECT(strcmp(t.kinds[1].kind, "single") == 0 && t.kinds[1].blocks == 7 * 21);
+    EXPECT(fabs(t.kinds[0].sums.compute_s + t.kinds[1].sums.compute_s - wanted.compute_s) < 1e-9);
+}
+
+/* A block that failed, and everything that was under way, is forgotten. */
+static void test_drop(void)
+{
+    struct device device = {.base.ops = &device_ops};
+    struct timeline t;
+
+    timeline_init(&t, &device.base);
+    timeline_begin(&t, "double");
+    timeline_copy_begin(&t, 0);
+    timeline_copy_end(&t);
+    timeline_ready(&t);
+    device.now[STREAM_COMPUTE] += 5;
+    timeline_begin(&t, "double");
+    timeline_drop(&t);
+    timeline_end(&t);
+    timeline_settle(&t);
+    EXPECT(t.sums.compute_s == 0 && t.sums.copy_s == 0 && t.first == t.next);
+    run(&device, &t, 1);
+    EXPECT(t.sums.compute_s > 0);
+}
+
+/* More copies than are remembered, and more kinds. */
+static void test_limits(void)
+{
+    static char names[TIMELINE_KINDS + 4][4];
+    struct device device = {.base.ops = &device_ops};
+    struct timeline t;
+    uint64_t blocks = 0;
+
+    timeline_init(&t, &device.base);
+    for (int i = 0; i < TIMELINE_KINDS + 4; i++) {
+        snprintf(names[i], sizeof names[i], "%d", i);
+        timeline_begin(&t, names[i]);
+        timeline_ready(&t);
+        device.now[STREAM_COMPUTE] += 1;
+    }
+    for (int i = 0; i < 2 * TIMELINE_COPIES; i++)
+        copy(&device, &t, 1);
+    timeline_end(&t);
+    device.at_rest = true;
+    timeline_settle(&t);
+    for (int i = 0; i < TIMELINE_KINDS; i++)
+        blocks += t.kinds[i].blocks;
+    EXPECT(blocks == TIMELINE_KINDS + 4 && t.sums.compute_s == TIMELINE_KINDS + 4);
+    EXPECT(t.sums.copy_s == TIMELINE_COPIES);
+    timeline_copy_begin(NULL, 0);
+    timeline_copy_end(NULL);
+}
+
+int main(void)
+{
+    test_sums();
+    test_drop();
+    test_limits();
+    return test_finish();
+}
