@@ -75,6 +75,10 @@ class Mount:
         except OSError:
             return False
 
+    def wait_until_loaded(self):
+        """The engine is open, and all that start-up has to say is in status/events."""
+        wait_for(lambda: self.read("status", "health") == "ok\n", "the engine")
+
     def stop(self, sig=signal.SIGTERM):
         """Ends the daemon and returns its exit status."""
         if self.process is None:

@@ -18,6 +18,10 @@ CHANGED = select.POLLPRI | select.POLLERR
 class Status(MountTest):
     environment = {"FLUXFS_FAKE_BLOCK_US": "2000"}
 
+    def setUp(self):
+        super().setUp()
+        self.mount.wait_until_loaded()
+
     def test_vram(self):
         self.mount.paint("a fox\n")
         lines = dict(line.split(" ", 1) for line in self.mount.read("status", "vram").splitlines())
@@ -204,7 +208,6 @@ class Status(MountTest):
     def test_thresholds(self):
         """In per cent and as a size, each told once for each crossing, and again after going below."""
         fds = [os.open(self.mount.at("status", "vram"), os.O_RDWR) for _ in range(3)]
-        wait_for(lambda: self.mount.read("status", "health") == "ok\n", "the engine")
         for fd, text in zip(fds, (b"20%\n", b"55M", b"90 %")):
             if b" " in text:
                 with self.assertRaises(OSError):
