@@ -138,17 +138,17 @@ struct arguments {
 /* Words that mount(8) passes on from /etc/fstab, and what libfuse is told anyway. */
 static bool mount_word(const char *word)
 {
-    static const char *const words[] = {"rw",         "exec",       "noexec",
-                                        "suid",       "nosuid",     "dev",
-                                        "nodev",      "auto",       "noauto",
-                                        "nofail",     "user",       "nouser",
-                                        "users",      "owner",      "group",
-                                        "_netdev",    "defaults",   "atime",
-                                        "noatime",    "relatime",   "norelatime",
-                                        "diratime",   "nodiratime", "strictatime",
-                                        "lazytime",   "nolazytime", "async",
-                                        "sync",       "dirsync",    "iversion",
-                                        "noiversion", "silent",     "default_permissions"};
+    static const char *const words[] = {"rw",          "suid",       "nosuid",
+                                        "dev",         "nodev",      "auto",
+                                        "noauto",      "nofail",     "user",
+                                        "nouser",      "users",      "owner",
+                                        "group",       "_netdev",    "defaults",
+                                        "atime",       "noatime",    "relatime",
+                                        "norelatime",  "diratime",   "nodiratime",
+                                        "strictatime", "lazytime",   "nolazytime",
+                                        "async",       "sync",       "dirsync",
+                                        "iversion",    "noiversion", "mand",
+                                        "nomand",      "silent",     "default_permissions"};
 
     if (strncmp(word, "x-", 2) == 0 || strncmp(word, "user=", 5) == 0 ||
         strncmp(word, "comment=", 8) == 0 || strncmp(word, "fsname=", 7) == 0 ||
@@ -183,8 +183,15 @@ static int apply_mount_options(struct config *config, const char *list, struct e
     while (result == 0 && (word = strsep(&rest, ",")) != NULL) {
         if (word[0] == '\0' || mount_word(word))
             continue;
-        if (strcmp(word, "ro") == 0)
+        if (strcmp(word, "noexec") == 0)
+            config->noexec = true;
+        else if (strcmp(word, "exec") == 0)
+            config->noexec = false;
+        else if (strcmp(word, "ro") == 0)
             result = error_set(err, EINVAL, "-o ro: prompts are written; mount it rw");
+        else if (strcmp(word, "remount") == 0)
+            result =
+                error_set(err, EINVAL, "-o remount: unmount it first, or write to its control/");
         else
             result = apply_word(config, "-o ", word, err);
     }
@@ -378,10 +385,11 @@ static int complete(struct config *config, const struct arguments *found, struct
     static const char *const modules[] = {"../lib/fluxfs", "../engine/cuda", FLUXFS_MODULE_DIR,
                                           NULL};
     const char *source = found->operand_count == 2 ? found->operands[0] : NULL;
+    bool named = source != NULL && strcmp(source, "fluxfs") != 0 && strcmp(source, "none") != 0;
 
     assert(found->operand_count > 0);
     config->mountpoint = strdup(found->operands[found->operand_count - 1]);
-    if (source != NULL && strcmp(source, "fluxfs") != 0 && strcmp(source, "none") != 0) {
+    if (named) {
         free(config->model);
         config->model = strdup(source);
     }
@@ -389,7 +397,10 @@ static int complete(struct config *config, const struct arguments *found, struct
         make_absolute(&config->module_dir, err) != 0 ||
         make_absolute(&config->state_dir, err) != 0 || make_absolute(&config->trace_path, err) != 0)
         return err->code;
-    config->source = strdup(config->model != NULL ? config->model : "fluxfs");
+    /* mount -a knows by it what is mounted already. */
+    config->source = strdup(source != NULL && !named ? source
+                            : config->model != NULL  ? config->model
+                                                     : "fluxfs");
     if (config->model == NULL)
         config->model = find_beside(models, "model_index.json");
     if (config->model == NULL)

@@ -28,7 +28,7 @@ enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARNING, LOG_LEVEL_INFO, LOG_LEVEL_D
 struct config {
     enum config_action action; /* if not CONFIG_MOUNT, nothing else is filled in */
     char *mountpoint;
-    char *source;     /* the first column of /proc/mounts: the model's path, or "fluxfs" */
+    char *source;     /* the first column of /proc/mounts: SOURCE, the model's path, or "fluxfs" */
     char *model;      /* checkpoint folder; by default the embedded one */
     char *backend;    /* auto, cpu or cuda */
     char *module_dir; /* where fluxfs-cuda.so lies; NULL if nowhere */
@@ -44,6 +44,7 @@ struct config {
     mode_t umask; /* taken off the modes shown; by default 022 */
     bool allow_other;
     bool read_prompts; /* others may read prompts that aren't theirs */
+    bool noexec;       /* mounted so */
     bool foreground;
     enum log_level log_level;
 };

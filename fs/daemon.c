@@ -9,6 +9,10 @@
 #include "fs/handle.h"
 #include "fs/watch.h"
 
+/* What a daemon just unmounted may take for the present block and for storing images: the next
+ * mount of its state waits so long. */
+enum { LOCK_WAIT_MS = 5000 };
+
 /* ---- Changes below us, told to those who wait. ---- */
 
 static void wake(void *owner)
@@ -127,6 +131,7 @@ static int stores_open(struct daemon *daemon, struct error *err)
     struct queue_options queue = {
         .folder = config->state_dir,
         .waiting_limit = config->queue_limit,
+        .lock_wait_ms = LOCK_WAIT_MS,
         .observer = {.owner = daemon, .changed = queue_changed},
     };
     char folder[4096];

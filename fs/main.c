@@ -19,6 +19,7 @@
 struct launch {
     const struct config *config;
     int report_fd; /* -1 in the foreground, and once reported */
+    bool detached; /* so the log goes to syslog */
 };
 
 static void launch_report(struct launch *launch, unsigned char status)
@@ -82,6 +83,7 @@ static int launch_detach(struct launch *launch, struct error *err)
     }
     close(fds[0]);
     launch->report_fd = fds[1];
+    launch->detached = true;
     log_open(launch->config->log_level, true);
     if (setsid() < 0 || chdir("/") != 0) {
         return error_set(err, errno, "going into the background: %s", strerror(errno));
@@ -176,7 +178,7 @@ int main(int argc, char *argv[])
         code = run(&config, &launch, &err);
         if (code != 0) {
             fprintf(stderr, "fluxfs: %s\n", err.text); /* /dev/null once in the background */
-            if (!config.foreground) {
+            if (launch.detached) {
                 log_line(LOG_LEVEL_ERROR, "%s", err.text);
             }
         }

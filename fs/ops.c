@@ -284,8 +284,8 @@ int ops_session_create(struct daemon *daemon, struct error *err)
     struct fuse_args args = FUSE_ARGS_INIT(3, argv);
 
     source_escape(source, sizeof source, config->source);
-    snprintf(options, sizeof options, "fsname=%s,subtype=fluxfs,default_permissions%s", source,
-             config->allow_other ? ",allow_other" : "");
+    snprintf(options, sizeof options, "fsname=%s,subtype=fluxfs,default_permissions%s%s", source,
+             config->allow_other ? ",allow_other" : "", config->noexec ? ",noexec" : "");
     daemon->session = fuse_session_new(&args, &ops, sizeof ops, daemon);
     fuse_opt_free_args(&args);
     if (daemon->session == NULL) {

@@ -266,8 +266,23 @@ static int make_parents(const char *folder)
     return rc;
 }
 
+/* Failure: EWOULDBLOCK when it is still locked after so long. */
+static int lock_wait(int fd, unsigned wait_ms)
+{
+    enum { STEP_MS = 20 };
+
+    while (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+        if (errno != EWOULDBLOCK || wait_ms < STEP_MS) {
+            return -errno;
+        }
+        usleep(1000 * STEP_MS);
+        wait_ms -= STEP_MS;
+    }
+    return 0;
+}
+
 /* The folder itself, and the lock that keeps other daemons out of it. */
-static int lock_folder(const char *folder, int *lock_fd, struct error *err)
+static int lock_folder(const char *folder, unsigned wait_ms, int *lock_fd, struct error *err)
 {
     int rc = make_parents(folder);
 
@@ -282,8 +297,9 @@ static int lock_folder(const char *folder, int *lock_fd, struct error *err)
         return error_set(err, errno, "%s: can't open the state folder: %s", folder,
                          strerror(errno));
     }
-    if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
-        int errnum = errno == EWOULDBLOCK ? EBUSY : errno;
+    rc = lock_wait(fd, wait_ms);
+    if (rc != 0) {
+        int errnum = rc == -EWOULDBLOCK ? EBUSY : -rc;
         close(fd);
         return error_set(err, errnum, "%s: %s", folder,
                          errnum == EBUSY ? "another fluxfs uses this state folder: give each mount "
@@ -405,7 +421,7 @@ int queue_open(struct queue **queue, const struct queue_options *options, struct
     pthread_cond_init(&made->wanted, &monotonic);
     pthread_condattr_destroy(&monotonic);
     pthread_cond_init(&made->committed, NULL);
-    int rc = lock_folder(options->folder, &made->lock_fd, err);
+    int rc = lock_folder(options->folder, options->lock_wait_ms, &made->lock_fd, err);
     if (rc == 0) {
         rc = load_all(made, path, err);
     }

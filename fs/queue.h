@@ -94,6 +94,7 @@ struct queue_observer {
 struct queue_options {
     const char *folder;             /* the state folder, made if absent (0700); holds queue.db */
     size_t waiting_limit;           /* most jobs waiting; 0: no limit */
+    unsigned lock_wait_ms;          /* how long a daemon that has the folder may take to end */
     struct queue_observer observer; /* `changed` may be NULL */
 };
 

@@ -29,7 +29,7 @@ def wait_for(condition, what="condition", seconds=PATIENCE):
 
 def is_mounted(path):
     with open("/proc/self/mountinfo") as mounts:
-        return any(line.split()[4] == path for line in mounts)
+        return any(line.split()[4].replace("\\040", " ") == path for line in mounts)
 
 
 class Mount:

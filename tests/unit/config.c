@@ -85,8 +85,9 @@ static void test_mount_form(void)
     EXPECT(strcmp(config.model, "/data/schnell") == 0 && config.mountpoint[0] == '/');
     EXPECT(strcmp(config.state_dir, "/s") == 0);
     config_finish(&config);
-    EXPECT(LOAD(&config, "--model", "/m", "none", "/mnt/x") == 0, "%s", err.text);
-    EXPECT(strcmp(config.model, "/m") == 0);
+    EXPECT(LOAD(&config, "--model", "/m", "none", "/mnt/x", "-onoexec") == 0, "%s", err.text);
+    EXPECT(strcmp(config.model, "/m") == 0 && strcmp(config.source, "none") == 0);
+    EXPECT(config.noexec);
     config_finish(&config);
 }
 
@@ -120,6 +121,7 @@ static void test_refusals(void)
     expect_refused("", "unknown", "--frobnicate=1");
     expect_refused("", "unknown option", "-z");
     expect_refused("", "mount it rw", "-oro");
+    expect_refused("", "unmount it first", "-oremount,rw");
     expect_refused("", "no octal mode", "--umask=99");
     EXPECT(LOAD(&config, "/a", "/b", "/c") == -EINVAL && strstr(err.text, "/c"));
     EXPECT(LOAD(&config, "/a", "--steps") == -EINVAL && strstr(err.text, "missing"));
