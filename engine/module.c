@@ -15,7 +15,10 @@ int module_open(struct backend **backend, const char *directory, const char *nam
     module_create *create;
 
     if (directory == NULL)
-        return error_set(err, ENOENT, "back end %s: no module directory is configured", name);
+        return error_set(err, ENOENT,
+                         "back end %s: fluxfs-%s.so is not installed: build with CUDA, or say in "
+                         "module_dir where it lies",
+                         name, name);
     if (snprintf(path, sizeof path, "%s/fluxfs-%s.so", directory, name) >= (int)sizeof path)
         return error_set(err, ENAMETOOLONG, "back end %s: the module directory's path is too long",
                          name);

@@ -38,7 +38,7 @@ struct board_state {
     uint64_t version; /* grows by one with each publication */
     int64_t published_ns;
     enum health health;
-    char health_text[256]; /* why not, if HEALTH_ERROR; what is loading */
+    char health_text[384]; /* why not, if HEALTH_ERROR; what is loading, or to be loaded */
     double load_s;         /* how long loading took */
     struct board_device device;
     int images;

@@ -380,9 +380,9 @@ static char *find_beside(const char *const *candidates, const char *file)
 static int complete(struct config *config, const struct arguments *found, struct error *err)
 {
     /* Installed beside us, in the source tree (from a build folder in it), where it was to be. */
-    static const char *const models[] = {"../share/fluxfs/mini", "../../etc/mini",
+    static const char *const models[] = {FLUXFS_DATA_BESIDE "/mini", "../../etc/mini",
                                          FLUXFS_DATA_DIR "/mini", NULL};
-    static const char *const modules[] = {"../lib/fluxfs", "../engine/cuda", FLUXFS_MODULE_DIR,
+    static const char *const modules[] = {FLUXFS_MODULE_BESIDE, "../engine/cuda", FLUXFS_MODULE_DIR,
                                           NULL};
     const char *source = found->operand_count == 2 ? found->operands[0] : NULL;
     bool named = source != NULL && strcmp(source, "fluxfs") != 0 && strcmp(source, "none") != 0;

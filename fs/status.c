@@ -23,12 +23,12 @@ enum health status_health(struct status *status, const struct board_state *state
 {
     struct error err;
 
+    if (state->health == HEALTH_OK && events_trouble(status->events, reason)) {
+        return HEALTH_ERROR;
+    }
     snprintf(reason, EVENTS_LINE_BYTES, "%s", state->health_text);
     if (state->health != HEALTH_OK) {
         return state->health;
-    }
-    if (events_trouble(status->events, reason)) {
-        return HEALTH_ERROR;
     }
     if (queue_trouble(status->queue, &err) != 0) {
         snprintf(reason, EVENTS_LINE_BYTES, "%s", err.text);

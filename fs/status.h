@@ -65,7 +65,7 @@ const char *status_vram_level(const struct engine_memory *memory);
 const char *status_health_name(enum health health);
 
 /* That of the engine, and of the disk: what is tried until it works, and whether prompts can be
- * kept. The reason is "" if all is well. */
+ * kept. The reason is "" if all is well and nothing to be said. */
 enum health status_health(struct status *status, const struct board_state *state,
                           char reason[EVENTS_LINE_BYTES]);
 

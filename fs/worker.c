@@ -223,6 +223,17 @@ void worker_set_health(struct worker *worker, enum health health, const char *te
     worker_publish(worker);
 }
 
+static void tell_closed(struct worker *worker, const struct error *err)
+{
+    char text[sizeof worker->state.health_text];
+
+    snprintf(text, sizeof text,
+             "%s; tried again every %d s, and at once when control/model or control/vram_budget is "
+             "written",
+             err->text, REOPEN_S);
+    worker_set_health(worker, HEALTH_ERROR, text);
+}
+
 void worker_open(struct worker *worker)
 {
     struct control_values values;
@@ -244,7 +255,7 @@ void worker_open(struct worker *worker)
         worker_set_health(worker, HEALTH_LOADING, worker->model);
     }
     if (engine_open(&engine, &options, &err) != 0) {
-        worker_set_health(worker, HEALTH_ERROR, err.text);
+        tell_closed(worker, &err);
         return;
     }
     device_describe(&worker->state.device, engine_info(engine));
@@ -274,6 +285,19 @@ void worker_close(struct worker *worker)
     worker->state.device = (struct board_device){0};
 }
 
+/* That another model is to come. */
+static void tell_switch(struct worker *worker, const char *model)
+{
+    char text[sizeof worker->state.health_text] = "";
+
+    if (model != NULL) {
+        snprintf(text, sizeof text, "%.250s is opened once what is being painted is done", model);
+    }
+    if (worker->state.health == HEALTH_OK && strcmp(worker->state.health_text, text) != 0) {
+        worker_set_health(worker, HEALTH_OK, text);
+    }
+}
+
 /* Opens the engine if none is, or if another model is wanted and nothing active. True: it is open,
  * and new jobs may be taken. */
 static bool engine_ready(struct worker *worker, const struct control_values *values)
@@ -284,6 +308,8 @@ static bool engine_ready(struct worker *worker, const struct control_values *val
         worker_close(worker);
         worker->doubted = false;
         worker->state.health = HEALTH_LOADING;
+    } else if (worker->engine != NULL) {
+        tell_switch(worker, other ? values->model : NULL);
     }
     if (worker->engine == NULL) {
         worker_open(worker);

@@ -103,6 +103,25 @@ class Control(MountTest):
             with open(self.mount.at("images", self.mount.image(job)), "rb") as file:
                 self.assertIn(f"Model: {model}", parameters(file.read()))
 
+    def test_waiting_switch_is_told(self):
+        self.mount.environment = {"FLUXFS_FAKE_BLOCK_US": "5000"}
+        self.mount.stop()
+        self.mount.start()
+        first = os.path.basename(self.mount.folder)
+        self.wait_for_model(first)
+        job = self.mount.prompt("a fox --steps 1000\n")[0]
+        wait_for(lambda: "step" in self.mount.read("status", "progress"), "a step")
+        other = self.model("other")
+        for model, health in ((other, f"ok: {other} is opened once what is being painted is done\n"),
+                              ("default", "ok\n"),
+                              (other, f"ok: {other} is opened once what is being painted is done\n")):
+            self.mount.write(model, "control", "model")
+            wait_for(lambda: self.mount.read("status", "health") == health, health)
+            self.assertIn(f"model {first}\n", self.mount.read("status", "device"))
+        self.mount.write("cancel", "jobs", str(job), "ctl")
+        self.wait_for_model("other")
+        wait_for(lambda: self.mount.read("status", "health") == "ok\n", "the other model's health")
+
     def test_broken_model_and_back(self):
         good = self.model("good")
         self.mount.write(self.model("bad", broken=True), "control", "model")
@@ -120,10 +139,27 @@ class Broken(MountTest):
 
     def test_mount_stays_up(self):
         wait_for(lambda: self.mount.read("status", "health").startswith("error"), "the error")
-        self.assertEqual(self.mount.read("status", "health"), "error: model.safetensors: tensor x: has no end\n")
+        self.assertEqual(self.mount.read("status", "health"),
+                         "error: model.safetensors: tensor x: has no end; tried again every 10 s, and at once when "
+                         "control/model or control/vram_budget is written\n")
         self.assertEqual(self.mount.prompt("a fox\n"), [1])
         self.assertEqual(self.mount.read("jobs", "1", "state"), "waiting\n")
         self.assertEqual(self.mount.read("status", "progress"), "error, 1 waiting\n")
+
+
+    def test_stored_budget_that_is_too_small(self):
+        """Nobody can tell while no engine is open; then it is said, and what helps."""
+        self.mount.write("32M\n", "control", "vram_budget")
+        self.mount.prompt("a fox\n")
+        self.mount.stop()
+        self.mount.environment = {"FLUXFS_FAKE_BLOCK_US": "0"}
+        self.mount.start()
+        wait_for(lambda: self.mount.read("status", "health").startswith("error"), "the error")
+        self.assertRegex(self.mount.read("status", "health"), "at least 64 MiB are needed; .*control/vram_budget is written")
+        self.assertEqual(self.mount.read("jobs", "1", "state"), "waiting\n")
+        self.mount.write("64M\n", "control", "vram_budget")
+        self.assertEqual(self.mount.wait(1), "done")
+        self.assertEqual(self.mount.read("status", "health"), "ok\n")
 
 
 class Loading(MountTest):

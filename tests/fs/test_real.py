@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The real engine behind the mount: from prompt to PNG with the embedded model."""
 
+import math
 import os
+import re
 import shutil
 import tempfile
 import unittest
@@ -18,13 +20,16 @@ PROMPT = "a large red circle on a white background --size 128 --steps 4 --seed 3
 
 
 class Real(unittest.TestCase):
-    def paint(self, *options):
+    def start(self, *options):
         more = [f"--module-dir={MODULES}"] if MODULES else []
         made = Mount(f"--model={MODEL}", f"--backend={BACKEND}", *more, *options, start=False)
         self.addCleanup(made.clean)
         made.command = lambda *more: [mount.FLUXFS, "--config=/dev/null", "--foreground",
                                       f"--state-dir={made.state}", *made.options, *more, made.path]
-        made.start()
+        return made.start()
+
+    def paint(self, *options):
+        made = self.start(*options)
         job = made.paint(PROMPT)
         with open(made.at("images", made.image(job)), "rb") as file:
             return made, file.read()
@@ -48,6 +53,16 @@ class Real(unittest.TestCase):
         self.assertIn(f"budget {BUDGET[:-1]}.0 {BUDGET[-1]}iB", made.read("status", "vram"))
         with open(made.at("images", made.image(job)), "rb") as file:
             self.assertEqual(file.read(), png)
+
+    def test_budget_too_small_at_the_start(self):
+        """The engine says how much it takes; written to control/, that does."""
+        made = self.start("--vram-budget=1M")
+        wait_for(lambda: made.read("status", "health").startswith("error: "), "the error")
+        needed = re.search(r"([\d.]+) MB at least; .*control/vram_budget", made.read("status", "health"))
+        self.assertTrue(needed, made.read("status", "health"))
+        made.write(f"{math.ceil(1e6 * float(needed[1]))}\n", "control", "vram_budget")
+        wait_for(lambda: made.read("status", "health") == "ok\n", "the engine")
+        made.paint("x --size 16 --steps 1\n")
 
     def test_trace_records_every_allocation(self):
         folder = tempfile.mkdtemp()
