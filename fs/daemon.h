@@ -85,8 +85,8 @@ struct submission {
     uint64_t source_digest;
 };
 
-/* Whether it would be taken. Failure: EINVAL, EAGAIN (the queue is full), ENOMEM; the disk's errno
- * while it fails. */
+/* Whether it would be taken. Failure: EINVAL, EAGAIN (the queue is full), ENOSPC (pinned images
+ * leave no room), ENOMEM; the disk's errno while it fails. */
 int submission_check(struct daemon *daemon, const struct submission *submission, struct error *err);
 
 /* Puts the jobs into the queue, durably; ids has room for PROMPT_MAX_COUNT. Failure: as above, and

@@ -86,9 +86,10 @@ static bool image_store(struct encoder *encoder, struct encoder_task *task, cons
     while (gallery_store(options->gallery, name, &image, NULL, err) != 0 &&
            worth_retrying(err->code)) {
         if (!told) {
-            /* The text names the image, which is made of the prompt's words. */
+            /* If the text names the image, it has the prompt's words in it. */
+            bool hide = options->events->discreet && strstr(err->text, name) != NULL;
             events_begin_trouble(options->events, "job %lld: %s", (long long)task->job.info.id,
-                                 options->events->discreet ? strerror(-err->code) : err->text);
+                                 hide ? strerror(-err->code) : err->text);
             told = true;
         }
         if (!pause_before_retry(encoder)) {

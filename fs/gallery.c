@@ -228,11 +228,10 @@ static int enforce_limit(struct gallery *gallery, const char *spared, struct err
     return rc;
 }
 
-/* Whether an image of that size can ever fit: the pinned ones stay. */
-static int check_room(struct gallery *gallery, const char *name, uint64_t bytes, struct error *err)
+int gallery_room(struct gallery *gallery, const char *name, uint64_t bytes, struct error *err)
 {
     pthread_mutex_lock(&gallery->lock);
-    const struct gallery_image *old = images_find(&gallery->images, name);
+    const struct gallery_image *old = name != NULL ? images_find(&gallery->images, name) : NULL;
     uint64_t limit = gallery->limit_bytes;
     uint64_t pinned =
         gallery->images.pinned_bytes - (old != NULL && old->pinned ? old->disk_bytes : 0);
@@ -240,11 +239,12 @@ static int check_room(struct gallery *gallery, const char *name, uint64_t bytes,
     if (limit == 0 || (bytes <= limit && pinned <= limit - bytes)) {
         return 0;
     }
-    return error_set(err, ENOSPC,
-                     "%s/%s: %llu bytes and %llu of pinned images pass the limit of %llu: unpin "
-                     "some, or raise images_limit",
-                     gallery->folder, name, (unsigned long long)bytes, (unsigned long long)pinned,
-                     (unsigned long long)limit);
+    /* (No name in it, for others may read it.) */
+    return error_set(
+        err, ENOSPC,
+        "images_limit: %llu bytes of pinned images and %llu more pass %llu: unpin some "
+        "(chmod -t), or raise control/images_limit",
+        (unsigned long long)pinned, (unsigned long long)bytes, (unsigned long long)limit);
 }
 
 /* Notes a file just written as the newest image. */
@@ -295,7 +295,7 @@ int gallery_store(struct gallery *gallery, const char *name, const struct png_im
         return rc;
     }
     pthread_mutex_lock(&gallery->change_lock);
-    rc = check_room(gallery, name, length, err);
+    rc = gallery_room(gallery, name, length, err);
     if (rc == 0) {
         rc = png_write_bytes(gallery->folder_fd, name, bytes, length, err);
     }

@@ -67,9 +67,13 @@ void gallery_slug(char slug[GALLERY_MAX_SLUG_BYTES + 1], const char *text);
 void gallery_name(char name[GALLERY_NAME_BYTES], int64_t id, const char *source, const char *hint,
                   const char *text);
 
+/* Whether so many bytes, in place of the image of that name if there is one (it may be NULL), can
+ * ever fit: pinned images stay. Failure: ENOSPC. Reads memory only. */
+int gallery_room(struct gallery *gallery, const char *name, uint64_t bytes, struct error *err);
+
 /* Writes the image (png_write_file) and then, if the limit is passed, deletes the oldest unpinned
- * ones, never this one. `stored` may be NULL. Failure: as png_write_file; ENOSPC also when the
- * pinned ones leave no room for it. */
+ * ones, never this one. `stored` may be NULL. Failure: as png_write_file; also as
+ * gallery_room. */
 int gallery_store(struct gallery *gallery, const char *name, const struct png_image *image,
                   struct gallery_image *stored, struct error *err);
 

@@ -5,6 +5,18 @@
 
 #include "fs/daemon.h"
 
+/* Where not even a byte has room, no image will. */
+static int gallery_check(struct daemon *daemon, const struct submission *submission,
+                         struct error *err)
+{
+    char name[GALLERY_NAME_BYTES];
+
+    if (submission->source != NULL) {
+        gallery_name(name, 0, submission->source, NULL, "");
+    }
+    return gallery_room(daemon->gallery, submission->source != NULL ? name : NULL, 1, err);
+}
+
 static int parse(struct daemon *daemon, const struct submission *submission, struct prompt *prompt,
                  struct error *err)
 {
@@ -19,6 +31,9 @@ static int parse(struct daemon *daemon, const struct submission *submission, str
     code = worker_check(daemon->worker, prompt, err);
     if (code == 0) {
         code = queue_room(daemon->queue, (size_t)prompt->values.count, err);
+    }
+    if (code == 0) {
+        code = gallery_check(daemon, submission, err);
     }
     if (code != 0) {
         prompt_finish(prompt);

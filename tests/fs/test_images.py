@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """images/: whole, immutable, listed fast, announced to inotify, deleted by rm."""
 
+import errno
 import os
 import subprocess
 import time
@@ -147,6 +148,63 @@ class Images(MountTest):
             job = self.mount.prompt(f"fox {i}\n")[0]
             self.assertEqual(self.mount.wait(job), "done")
             self.assertTrue(os.path.exists(self.mount.at("jobs", str(job), "image.png")))
+
+
+class Pinned(MountTest):
+    """Pinned images stay whatever the limit; what has no room beside them waits, or is refused."""
+
+    options = ("--allow-other",)  # so the texts must do without the prompt's words
+    environment = {"FLUXFS_FAKE_BLOCK_US": "0"}
+
+    def names(self):
+        return sorted(set(os.listdir(self.mount.at("images"))) - {"latest.png"})
+
+    def pin(self, name, how="+t"):
+        self.mount.shell(f"chmod {how} mnt/images/{name}", check=True)
+
+    def assert_no_space(self, function, *arguments):
+        with self.assertRaises(OSError) as caught:
+            function(*arguments)
+        self.assertEqual(caught.exception.errno, errno.ENOSPC)
+        self.assertRegex(self.mount.read("status", "error"), "unpin some .* raise control/images_limit")
+
+    def save(self, text):
+        with open(self.mount.at("prompts", "file.txt"), "w") as file:
+            file.write(text)
+
+    def test_limit(self):
+        for word in ("one", "two", "three"):
+            self.mount.paint(f"{word} --size 256x256\n")
+        full = sum(512 * os.stat(self.mount.at("images", name)).st_blocks for name in self.names())
+        self.mount.write(f"{full}\n", "control", "images_limit")
+        self.pin("0001-one.png")
+        self.mount.paint("four --size 256x256\n")
+        self.assertEqual(self.names(), ["0001-one.png", "0003-three.png", "0004-four.png"])
+        self.pin("0003-three.png")
+        self.pin("0004-four.png")
+        # Nothing has room: that is said by write(), which every shell reports.
+        said = self.mount.shell("echo five > mnt/new")
+        self.assertNotEqual(said.returncode, 0)
+        self.assertIn("No space left on device", said.stderr)
+        self.assert_no_space(self.mount.write, "five\n", "new")
+        self.assert_no_space(self.save, "five\n")
+        self.assertEqual(self.mount.jobs(), [1, 2, 3, 4])
+        # Something might, but not this one: it is painted, and waits.
+        self.mount.write(f"{full + 100}\n", "control", "images_limit")
+        job = self.mount.prompt("six --size 256x256\n")[0]
+        wait_for(lambda: self.mount.read("status", "health").startswith("error: "), "the trouble to show")
+        self.assertRegex(self.mount.read("status", "health"), f"job {job}: images_limit: .* unpin some")
+        self.assertEqual(self.mount.read("jobs", str(job), "state"), "saving\n")
+        self.assertEqual(self.names(), ["0001-one.png", "0003-three.png", "0004-four.png"])
+        self.pin("0003-three.png", "-t")
+        self.assertEqual(self.mount.wait(job), "done")
+        self.assertEqual(self.names(), ["0001-one.png", "0004-four.png", f"{job:04}-six.png"])
+        wait_for(lambda: self.mount.read("status", "health") == "ok\n", "good health")
+        # They stay pinned in the next life too.
+        self.mount.stop()
+        self.mount.start()
+        self.mount.write("1\n", "control", "images_limit")
+        self.assertEqual(self.names(), ["0001-one.png", "0004-four.png"])
 
 
 class ManyImages(unittest.TestCase):

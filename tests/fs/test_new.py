@@ -106,6 +106,22 @@ class New(MountTest):
         self.mount.shell("echo a fox > p; curl -s -o mnt/new file://$PWD/p", check=True)
         self.assert_prompts("a fox")
 
+    @needs("curl")
+    def test_curl_uploads(self):
+        self.mount.shell("echo a fox > p; curl -sS -T p file://$PWD/mnt/new; printf 'a bear' | "
+                         "curl -sS -T - file://$PWD/mnt/new", check=True)
+        self.assert_prompts("a fox", "a bear")
+
+    @needs("curl")
+    def test_curl_reports_a_refusal(self):
+        self.mount.shell("echo fox --stepz 4 > p", check=True)
+        for command in ("-T p file://$PWD/mnt/new", "-o mnt/new file://$PWD/p"):
+            result = self.mount.shell("curl -sS " + command)
+            self.assertNotEqual(result.returncode, 0)
+            self.assertIn("curl: ", result.stderr)
+            self.assertIn("--stepz", self.mount.read("status", "error"))
+        self.assertEqual(self.mount.jobs(), [])
+
     @needs("vim")
     def test_vim(self):
         self.mount.shell("vim -es -u NONE -c 'set noswapfile' -c 'normal ia fox' -c 'w! mnt/new' -c q!")
