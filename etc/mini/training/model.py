@@ -21,7 +21,10 @@ def fuse(on=True):
     _fusing = on
     if on:  # what can't be compiled runs as it is
         import torch._dynamo
+        import torch.fx.experimental._config
         torch._dynamo.config.suppress_errors = True
+        # A batch that is as large as a layer is wide must not be compiled for that case alone.
+        torch.fx.experimental._config.use_duck_shape = False
 
 
 def fused(function):
@@ -34,6 +37,19 @@ def fused(function):
             return function(*arguments)
         compiled = compiled or torch.compile(function, dynamic=True)
         return compiled(*arguments)
+    return call
+
+
+def unfused(function):
+    """What is called seldom is not worth compiling for."""
+    @functools.wraps(function)
+    def call(*arguments, **named):
+        global _fusing
+        before, _fusing = _fusing, False
+        try:
+            return function(*arguments, **named)
+        finally:
+            _fusing = before
     return call
 
 
@@ -224,6 +240,11 @@ def _gated(x, gate, y):
     return x + gate[:, None] * y
 
 
+@fused
+def _widened(attention, wide):
+    return torch.cat([attention, F.gelu(wide, approximate='tanh')], -1)
+
+
 def _joint(q, k, v):
     y = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (q, k, v)))
     return y.transpose(1, 2).flatten(2)
@@ -263,8 +284,8 @@ def _single(w, block, x, temb, heads, turn):
     q, k = (_norm_rotate(_split(w, f'{block}.attn.to_{part}', y, heads),
                          w[f'{block}.attn.norm_{part}.weight'], *turn) for part in 'qk')
     attention = _joint(q, k, _split(w, f'{block}.attn.to_v', y, heads))
-    wide = F.gelu(linear(w, f'{block}.proj_mlp', y), approximate='tanh')
-    return _gated(x, gate, linear(w, f'{block}.proj_out', torch.cat([attention, wide], -1)))
+    wide = _widened(attention, linear(w, f'{block}.proj_mlp', y))
+    return _gated(x, gate, linear(w, f'{block}.proj_out', wide))
 
 
 def _sinusoid(value):

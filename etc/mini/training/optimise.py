@@ -63,40 +63,56 @@ class Optimiser:
         self.rate = rate
         self.momenta = {key: torch.zeros(len(starts), *key[0], device=vector.device)
                         for key, starts in self.groups.items()}
+        # What differs from step to step, in tensors, so that a recorded step can be told it.
+        self.now = {name: torch.zeros((), device=vector.device)
+                    for name in ('rate', 'adam', 'follow', 'clip')}
 
-    @torch.no_grad()
     def step(self, rate, average=.999, clip=1.):
         """Takes the gradient; `average` is the share that the average keeps. Returns its norm."""
-        vector, gradient = self.weights.vector, self.weights.vector.grad
-        norm = gradient.norm()
-        gradient.mul_((clip / (norm + 1e-6)).clamp(max=1.))
-        gradient.nan_to_num_(0., 0., 0.)  # one bad step must not end a run
+        self.plan(rate, average, clip)
+        gradient, self.weights.vector.grad = self.weights.vector.grad, None
+        return self.apply(gradient)
+
+    def plan(self, rate, average=.999, clip=1.):
+        """Says what the next apply() shall do."""
         self.steps += 1
         rate *= min(1, self.steps / 50)  # after a restart the moments are young
-        self._adam(vector, gradient, rate)
-        for (shape, factor), starts in self.groups.items():
-            self._muon(vector, gradient, (shape, factor), starts, rate * factor)
-        vector.grad = None
+        b1, b2 = self.betas
         warm = (1 + self.steps) / (10 + self.steps)
-        self.weights.average.lerp_(vector, 1 - min(average, warm))
+        now = dict(rate=rate, follow=1 - min(average, warm), clip=clip,
+                   adam=rate * math.sqrt(1 - b2 ** self.steps) / (1 - b1 ** self.steps))
+        for name, value in now.items():
+            self.now[name].fill_(value)
+
+    @torch.no_grad()
+    def apply(self, gradient):
+        """Changes the weights as planned, and the gradient; returns its norm."""
+        vector = self.weights.vector
+        norm = gradient.norm()
+        gradient.mul_((self.now['clip'] / (norm + 1e-6)).clamp(max=1.))
+        gradient.nan_to_num_(0., 0., 0.)  # one bad step must not end a run
+        self._adam(vector, gradient)
+        for (shape, factor), starts in self.groups.items():
+            self._muon(vector, gradient, (shape, factor), starts)
+        self.weights.average.lerp_(vector, self.now['follow'])
         return norm
 
-    def _adam(self, vector, gradient, rate):
+    def _adam(self, vector, gradient):
         b1, b2 = self.betas
         self.first.lerp_(gradient, 1 - b1)
         self.second.lerp_(gradient.square(), 1 - b2)
-        scale = math.sqrt(1 - b2 ** self.steps) / (1 - b1 ** self.steps)
-        change = self.first / (self.second.sqrt() + 1e-8) * (rate * scale)
-        vector.sub_(change * self.rate)
+        change = self.first / (self.second.sqrt() + 1e-8) * self.now['adam']
+        vector.sub_(change.mul_(self.rate))
 
-    def _muon(self, vector, gradient, key, starts, rate):
-        shape, size = key[0], math.prod(key[0])
-        momentum = self.momenta[key]
+    def _muon(self, vector, gradient, key, starts):
+        (shape, factor), size = key, math.prod(key[0])
+        rate, momentum = self.now['rate'] * factor, self.momenta[key]
         new = torch.stack([gradient[start:start + size].view(shape) for start in starts])
         momentum.lerp_(new, .05)
         change = orthogonal(new.lerp(momentum, .95)) * (.2 * math.sqrt(max(shape)) * rate)
-        for start, one in zip(starts, change):
-            vector[start:start + size].mul_(1 - rate * self.decay).sub_(one.flatten())
+        pieces = [vector[start:start + size].view(shape) for start in starts]
+        torch._foreach_mul_(pieces, 1 - rate * self.decay)
+        torch._foreach_sub_(pieces, list(change))
 
 
 def orthogonal(matrices, steps=5):
@@ -108,7 +124,8 @@ def orthogonal(matrices, steps=5):
     x = x.bfloat16() if x.is_cuda else x
     for _ in range(steps):
         square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
+        square = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        x = torch.baddbmm(x, square, x, beta=a)
     return (x.mT if tall else x).float()
 
 

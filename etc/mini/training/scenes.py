@@ -124,7 +124,7 @@ class Sampler:
         self.random = random.Random(seed)
         self.held_out = held_out
         self.first_world = first_world
-        self.layouts = layouts or dict(one=30, two=34, three=8, alike=12, sign=10, with_sign=6)
+        self.layouts = layouts or dict(one=27, two=34, three=7, alike=10, sign=14, with_sign=8)
 
     def pick(self, weights):
         return self.random.choices(list(weights), list(weights.values()))[0]

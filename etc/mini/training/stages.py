@@ -10,13 +10,14 @@ import draw
 import model
 import shapes
 from optimise import Optimiser, Weights, schedule
+from recorded import Steps
 
 SHAPE_LABELS, COLOUR_LABELS = len(draw.SHAPES) + 2, len(draw.COLOURS) + 1
 
 
 def _mean(values):
     """Of the tensors collected since the last report."""
-    mean = torch.stack(values).mean().item() if values else math.nan
+    mean = torch.stack(values).mean(0).tolist()
     values.clear()
     return mean
 
@@ -76,6 +77,7 @@ def _vae_loss(w, config, picture, coarse):
 
 
 @torch.no_grad()
+@model.unfused
 def held_out_psnr(run):
     """Of pictures of held-out scenes, over all their pixels, in dB."""
     weights, config = run.current('vae'), run.configs['vae']
@@ -89,6 +91,7 @@ def held_out_psnr(run):
 
 
 @torch.no_grad()
+@model.unfused
 def measure_latents(run):
     """Sets the shift and scale that make latents of mean 0 and deviation 1."""
     weights, config = run.current('vae'), run.configs['vae']
@@ -146,29 +149,34 @@ def flow(run):
                       | {'labels': labels}, run.device)
     run.training = weights
     optimiser = Optimiser(weights, dict(text_encoder=.5, text_encoder_2=.5))
-    losses, told = [], []
-    for progress in run.steps('flow'):
-        number, some = run.world.pick(recipe.batch)
-        x, sigma, noised, velocity = _noised(run, number, some)
+
+    def loss(number, noised, sigma, velocity, t5, clip, labels, naming_share):
         w = weights.views(run.kind)
-        features, pooled = _understand(run, w, run.world.words(number, some, drop=.1))
+        features, pooled = _understand(run, w, (t5, clip))
         found, tokens = model.flux(w['transformer'], config, noised, features, pooled, sigma,
                                    torch.ones_like(sigma), run.world.sizes[number], tap=recipe.tap)
-        loss = F.mse_loss(found, velocity)
+        error = F.mse_loss(found, velocity)
         # Each token tells early what it will show: colours and shapes find their places sooner.
-        naming = _naming_loss(w['labels']['label'], tokens, run.world.labels[number][some].long())
-        (loss + recipe.naming * (1 - progress) * naming).backward()
-        optimiser.step(recipe.rate * schedule(progress), recipe.average)
-        losses.append(loss.detach())
-        told.append(naming.detach())
+        naming = _naming_loss(w['labels']['label'], tokens, labels)
+        return error + naming_share * naming, [error, naming]
+
+    step, told = Steps(optimiser, loss, run.records()), []
+    for progress in run.steps('flow'):
+        number, some = run.world.pick(recipe.batch)
+        sigma, noised, velocity = _noised(run, number, some)
+        naming_share = torch.full((), recipe.naming * (1 - progress), device=run.device)
+        inputs = (noised, sigma, velocity, *run.world.words(number, some, drop=.1),
+                  run.world.labels[number][some].long(), naming_share)
+        told.append(step(number, inputs, recipe.rate * schedule(progress), recipe.average))
         if run.reports():
-            run.report(f'loss {_mean(losses):.4f}, naming {_mean(told):.3f}')
+            error, naming, norm = _mean(told)
+            run.report(f'loss {error:.4f}, naming {naming:.3f}, gradient {norm:.2f}')
         if run.evaluates():
             run.evaluate(cfg=2.5)
 
 
 def _noised(run, number, some):
-    """Latents, noise levels, what lies between latents and noise, and the velocity there."""
+    """Noise levels, what lies between latents and noise, and the velocity there."""
     x = run.world.latents[number][some].float()
     noise = torch.randn_like(x)
     # Where sampling spends its steps: logit-normal, moved as the scheduler does; a few anywhere.
@@ -176,7 +184,7 @@ def _noised(run, number, some):
     time = torch.where(torch.rand_like(time) < .1, torch.rand_like(time), time)
     shift = math.exp(.5 + (x.shape[1] - 256) * .65 / 3840)
     sigma = shift * time / (1 + (shift - 1) * time)
-    return x, sigma, x + sigma[:, None, None] * (noise - x), noise - x
+    return sigma, x + sigma[:, None, None] * (noise - x), noise - x
 
 
 def _naming_loss(label, tokens, wanted):
@@ -195,36 +203,40 @@ def distill(run):
     weights = Weights({'transformer': run.parts['transformer']}, run.device)
     run.training = weights
     optimiser = Optimiser(weights)
-    losses = []
-    for progress in run.steps('distill'):
-        number, some = run.world.pick(recipe.batch)
+    with torch.no_grad():
+        nothing = _understand(run, teacher, run.world.nothing)
+
+    def loss(number, noised, sigma, guidance, t5, clip):
         size = run.world.sizes[number]
-        _, sigma, noised, _ = _noised(run, number, some)
-        guidance = 1 + recipe.most_guidance * torch.rand_like(sigma)
-        guidance = torch.where(torch.rand_like(sigma) < .1, 1., guidance)
         with torch.no_grad():
-            ids = run.world.words(number, some, drop=.05)
-            features, pooled = _understand(run, teacher, ids)
-            nothing = _understand(run, teacher, run.world.nothing)
-            nothing = [part.expand_as(like) for part, like in zip(nothing, (features, pooled))]
-            told, free = (model.flux(teacher['transformer'], config, noised, *words, sigma,
-                                     torch.ones_like(sigma), size)
-                          for words in ((features, pooled), nothing))
+            words = _understand(run, teacher, (t5, clip))
+            told, free = (model.flux(teacher['transformer'], config, noised, *some, sigma,
+                                     torch.ones_like(sigma), size) for some in
+                          (words, [part.expand_as(like) for part, like in zip(nothing, words)]))
             wanted = free + guidance[:, None, None] * (told - free)
         w = weights.views(run.kind)['transformer']
-        found = model.flux(w, config, noised, features, pooled, sigma, guidance, size)
+        found = model.flux(w, config, noised, *words, sigma, guidance, size)
         # A high guidance should not count for more.
-        loss = ((found - wanted).square().mean((1, 2)) / guidance).mean()
-        loss.backward()
-        optimiser.step(recipe.distill_rate * schedule(progress), recipe.average)
-        losses.append(loss.detach())
+        error = ((found - wanted).square().mean((1, 2)) / guidance).mean()
+        return error, [error]
+
+    step, told = Steps(optimiser, loss, run.records()), []
+    for progress in run.steps('distill'):
+        number, some = run.world.pick(recipe.batch)
+        sigma, noised, _ = _noised(run, number, some)
+        guidance = 1 + recipe.most_guidance * torch.rand_like(sigma)
+        guidance = torch.where(torch.rand_like(sigma) < .1, 1., guidance)
+        inputs = (noised, sigma, guidance, *run.world.words(number, some, drop=.05))
+        told.append(step(number, inputs, recipe.distill_rate * schedule(progress), recipe.average))
         if run.reports():
-            run.report(f'loss {_mean(losses):.4f}')
+            error, norm = _mean(told)
+            run.report(f'loss {error:.4f}, gradient {norm:.2f}')
         if run.evaluates():
             run.evaluate(guidance=3.5)
 
 
 @torch.no_grad()
+@model.unfused
 def paint(run, captions, size, steps=20, guidance=1., cfg=None, seed=1):
     """Pictures [B, 3, H, W], 0 … 1, of captions, by the weights as they are now."""
     config, vae_config = run.configs['transformer'], run.configs['vae']

@@ -18,6 +18,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 
 import numpy as np
 import torch
@@ -45,9 +46,9 @@ class Recipe:
     """What --set can change. Minutes are those of training itself, on one H100 or H200."""
     vae: float = 7.           # minutes of each stage
     text: float = .7
-    flow: float = 12.5
-    distill: float = 3.
-    scenes: int = 200_000     # new ones for every run
+    flow: float = 11.
+    distill: float = 2.5
+    scenes: int = 120_000     # new ones for every run
     crop: int = 128           # pixels, of the autoencoder's first pictures
     crop_batch: int = 128
     whole_batch: int = 48
@@ -62,6 +63,7 @@ class Recipe:
     distill_rate: float = 4e-4
     most_guidance: float = 5. # above 1
     compile: int = 1          # whether small operations are fused, on a GPU
+    graphs: int = 1           # whether steps are recorded as CUDA graphs, on a GPU
     evaluate_s: float = 120.  # between evaluations
     tests: int = 96           # held-out prompts in each
 
@@ -133,12 +135,17 @@ class Run:
             torch.backends.cuda.enable_cudnn_sdp(False)
             torch.backends.cuda.enable_mem_efficient_sdp(False)
             model.fuse(bool(self.recipe.compile))
+            # Recording needs a stream that is not the default one, and the same from the start.
+            torch.cuda.set_stream(torch.cuda.Stream())
             self.say(f'on {torch.cuda.get_device_name()}, PyTorch {torch.__version__}')
         world = self.world
         world.device = self.device
         for name in ('rows', 't5', 'clip'):
             setattr(world, name, [part.to(self.device) for part in getattr(world, name)])
         world.nothing = [part.to(self.device) for part in world.nothing]
+
+    def records(self):
+        return self.device.type == 'cuda' and bool(self.recipe.graphs)
 
     def say(self, text):
         line = f'{time.monotonic() - self.start:6.1f} s  {text}'
@@ -166,6 +173,8 @@ class Run:
         """Yields the progress of a stage, 0 … 1, before each of its steps, as long as there is
         time; saves meanwhile and at the end."""
         planned, before = getattr(self.recipe, stage), self.state['minutes'][stage]
+        if stage == STAGES[-1]:  # which ends calmly even if it has to end early
+            planned = min(planned, before + self.time_left() / 60)
         self.stage, self.step = stage, 0
         begin = last_save = self.last_report = self.last_evaluation = time.monotonic()
         self.steps_reported = 0
@@ -289,8 +298,22 @@ def read_options():
     return options, recipe
 
 
+def again(options, begin):
+    """Starts this program anew, from the last checkpoint and without CUDA graphs: an error on a GPU
+    can leave the whole process unusable."""
+    arguments = ['--to', options.to, '--set', *options.set, 'graphs=0']
+    if options.minutes:
+        left = options.minutes - (time.monotonic() - begin) / 60
+        if left < 1:
+            sys.exit('train.py: too little time left to start again')
+        arguments += ['--minutes', f'{left:.3f}']
+    print('starting again without CUDA graphs', flush=True)
+    os.execv(sys.executable, [sys.executable, os.path.abspath(__file__), *arguments])
+
+
 def main():
     options, recipe = read_options()
+    begin, failed = time.monotonic(), False
     torch.manual_seed(time.time_ns() % 2**31)
     with multiprocessing.get_context('fork').Pool(len(os.sched_getaffinity(0))) as pool:
         # Only now: processes are forked before anything touches the GPU.
@@ -300,8 +323,15 @@ def main():
         try:
             run.to_device()
             train(run)
+        except (RuntimeError, AssertionError):
+            failed = run.records() and not options.smoke
+            if not failed:
+                raise
+            traceback.print_exc()
         finally:
             shutil.rmtree(run.scratch, ignore_errors=True)
+    if failed:
+        again(options, begin)
 
 
 if __name__ == '__main__':
