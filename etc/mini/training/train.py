@@ -307,6 +307,7 @@ def again(options, begin):
         if left < 1:
             sys.exit('train.py: too little time left to start again')
         arguments += ['--minutes', f'{left:.3f}']
+    arguments += ['--smoke'] * options.smoke
     print('starting again without CUDA graphs', flush=True)
     os.execv(sys.executable, [sys.executable, os.path.abspath(__file__), *arguments])
 
@@ -324,7 +325,7 @@ def main():
             run.to_device()
             train(run)
         except (RuntimeError, AssertionError):
-            failed = run.records() and not options.smoke
+            failed = run.records()
             if not failed:
                 raise
             traceback.print_exc()
