@@ -17,7 +17,7 @@
 #include "engine/error.h"
 #include "engine/tensor.h"
 
-#define BACKEND_ABI 6
+#define BACKEND_ABI 7
 
 enum activation {
     ACTIVATION_NONE,
@@ -93,6 +93,7 @@ struct weight_copy {
     enum weight_layout layout;
     int64_t rows, cols;      /* of this part */
     int channels_in, window; /* WEIGHT_CONV: cols = window · channels_in */
+    bool lasting;            /* the source stays, unchanged, until the back end is destroyed */
     const char *name, *path; /* tensor and file, for the error when it holds NaN or infinity */
 };
 
@@ -149,6 +150,8 @@ struct backend_ops {
     uint64_t (*copy_ticket)(struct backend *backend);
     void (*copy_wait)(struct backend *backend, uint64_t ticket);
     void (*copy_reuse)(struct backend *backend);
+    /* Host memory pinned for copies, in bytes. Any thread. */
+    uint64_t (*pinned_bytes)(struct backend *backend);
 
     /* ---- time ---- */
     /* Marks the present end of a stream's work; numbers count from 1. */

@@ -221,6 +221,7 @@ void block_fill(const struct block *block, struct backend *backend)
                 .cols = cols,
                 .channels_in = weight->channels_in,
                 .window = weight->window,
+                .lasting = true,
                 .name = weight->part[p]->name,
                 .path = file_label(weight->part[p]->path),
             };

@@ -308,13 +308,14 @@ void engine_close(struct engine *engine)
     vae_finish(&engine->vae);
     clip_tokenizer_close(engine->clip_tokenizer);
     t5_tokenizer_close(engine->t5_tokenizer);
+    /* Before the files, which it may be reading. */
+    if (engine->backend != NULL)
+        engine->backend->ops->destroy(engine->backend);
     checkpoint_close(engine->clip_files);
     checkpoint_close(engine->t5_files);
     checkpoint_close(engine->transformer_files);
     checkpoint_close(engine->vae_files);
     json_file_close(engine->scheduler_file);
-    if (engine->backend != NULL)
-        engine->backend->ops->destroy(engine->backend);
     free(engine);
 }
 

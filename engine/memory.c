@@ -69,6 +69,7 @@ void engine_memory(struct engine *engine, struct engine_memory *memory)
         .allocations = stats.allocations,
         .merges = stats.merges,
         .evictions = stats.evictions,
+        .pinned_bytes = engine->backend->ops->pinned_bytes(engine->backend),
     };
     for (int i = 0; i < MEMORY_COMPONENTS; i++)
         memory->component[i] = stats.component[i];

@@ -209,9 +209,10 @@ static int queue_render(struct status *status, struct text *text)
     return 0;
 }
 
-static void device_render(const struct board_state *state, struct text *text)
+static void device_render(struct status *status, const struct board_state *state, struct text *text)
 {
     const struct board_device *device = &state->device;
+    struct engine_memory memory;
 
     if (device->model[0] == '\0') {
         return;
@@ -225,6 +226,8 @@ static void device_render(const struct board_state *state, struct text *text)
                device->max_side_px);
     text_print(text, "default_steps %d\nlongest_prompt %d tokens\n", device->default_steps,
                device->max_tokens);
+    worker_memory(status->worker, &memory);
+    size_line(text, "pinned_host_memory", memory.pinned_bytes);
     if (device->warning[0] != '\0') {
         text_print(text, "warning %s\n", device->warning);
     }
@@ -340,7 +343,7 @@ static int render(struct status *status, enum status_file file, struct text *tex
     case STATUS_QUEUE:
         return queue_render(status, text);
     case STATUS_DEVICE:
-        device_render(&state, text);
+        device_render(status, &state, text);
         return 0;
     case STATUS_HEALTH:
         health_render(status, &state, text);

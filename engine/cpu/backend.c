@@ -75,6 +75,11 @@ static void cpu_copy_reuse(struct backend *backend)
 {
 }
 
+static uint64_t cpu_pinned_bytes(struct backend *backend)
+{
+    return 0;
+}
+
 /* Work is done as it is queued, whatever the stream. */
 static uint64_t cpu_mark(struct backend *backend, enum backend_stream stream)
 {
@@ -108,6 +113,7 @@ static const struct backend_ops cpu_ops = {
     .copy_ticket = cpu_copy_ticket,
     .copy_wait = cpu_copy_wait,
     .copy_reuse = cpu_copy_reuse,
+    .pinned_bytes = cpu_pinned_bytes,
     .mark = cpu_mark,
     .mark_wait = cpu_mark_wait,
     .mark_seconds = cpu_mark_seconds,

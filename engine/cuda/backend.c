@@ -1,18 +1,16 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The CUDA back end's beginning and end, its streams, and moving data.
+ * The CUDA back end's beginning and end, its streams, and their time.
  *
- * Work is queued by one thread on the compute stream; weights are copied by the staging thread
- * (staging.h) on the copy stream. Events tie the two together.
+ * Work is queued by one thread on the compute stream; weights are copied by the staging threads
+ * (transfer.c) on the copy stream. Events tie the two together.
  */
 #include <errno.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine/cuda/cuda.h"
-#include "engine/cuda/weights.h"
 #include "engine/module.h"
 
 enum { LEAST_CAPABILITY = 8 }; /* the first with bf16 in its matrix units */
@@ -52,122 +50,7 @@ static int cuda_sync(struct backend *backend, struct error *err)
     return first.code == 0 ? 0 : error_set(err, -first.code, "%s", first.text);
 }
 
-/* ---- moving data ---- */
-
-/* Between the host's fp32 and the device's bf16; other types are moved as they are. */
-static void convert(void *target, const void *source, enum dtype source_dtype, int64_t n)
-{
-    struct weight_copy copy = {.source = source,
-                               .source_dtype = source_dtype,
-                               .layout = source_dtype == DTYPE_F32 ? WEIGHT_MATRIX : WEIGHT_VECTOR,
-                               .rows = 1,
-                               .cols = n};
-
-    (void)weights_fill(&copy, 0, n, target);
-}
-
-static void cuda_upload(struct backend *backend, struct tensor target, const void *source)
-{
-    struct cuda_backend *cuda = cuda_of(backend);
-    size_t bytes = tensor_bytes(&target);
-    void *converted = NULL;
-
-    if (target.dtype == DTYPE_BF16) {
-        converted = malloc(bytes + 1);
-        if (converted == NULL) {
-            cuda_fail(cuda, ENOMEM, "upload", "out of host memory");
-            return;
-        }
-        convert(converted, source, DTYPE_F32, target.rows * target.stride);
-        source = converted;
-    }
-    cuda_check(cuda,
-               cudaMemcpyAsync(target.data, source, bytes, cudaMemcpyHostToDevice, cuda->compute),
-               "upload");
-    cuda_check(cuda, cudaStreamSynchronize(cuda->compute), "upload");
-    free(converted);
-}
-
-static void cuda_download(struct backend *backend, void *target, struct tensor source)
-{
-    struct cuda_backend *cuda = cuda_of(backend);
-    size_t bytes = tensor_bytes(&source);
-    bool narrow = source.dtype == DTYPE_BF16;
-    void *raw = narrow ? malloc(bytes + 1) : target;
-
-    if (raw == NULL) {
-        cuda_fail(cuda, ENOMEM, "download", "out of host memory");
-        return;
-    }
-    if (cuda_check(cuda,
-                   cudaMemcpyAsync(raw, source.data, bytes, cudaMemcpyDeviceToHost, cuda->compute),
-                   "download") &&
-        cuda_check(cuda, cudaStreamSynchronize(cuda->compute), "download") && narrow)
-        convert(target, raw, DTYPE_BF16, source.rows * source.stride);
-    if (narrow)
-        free(raw);
-}
-
-static void cuda_copy_reuse(struct backend *backend)
-{
-    struct cuda_backend *cuda = cuda_of(backend);
-    uint64_t point = cuda->holds++;
-
-    cuda_check(cuda, cudaEventRecord(cuda->hold_events[point % STAGING_HOLDS], cuda->compute),
-               "copy_reuse");
-    staging_hold(cuda->staging, point);
-}
-
-static void cuda_copy_weights(struct backend *backend, const struct weight_copy *copies,
-                              size_t count)
-{
-    struct cuda_backend *cuda = cuda_of(backend);
-
-    for (size_t i = 0; i < count; i++)
-        if (copies[i].rows * copies[i].cols > 0)
-            staging_copy(cuda->staging, &copies[i]);
-}
-
-static uint64_t cuda_copy_ticket(struct backend *backend)
-{
-    return staging_ticket(cuda_of(backend)->staging);
-}
-
-static cudaEvent_t ticket_event(const struct cuda_backend *cuda, uint64_t ticket)
-{
-    return cuda->ticket_events[ticket % CUDA_TICKETS];
-}
-
-/* Resident blocks' tickets passed long ago; their events stand for others by now. */
-static bool ticket_passed(struct cuda_backend *cuda, uint64_t ticket)
-{
-    cudaError_t code = cudaSuccess;
-
-    while (code == cudaSuccess && cuda->tickets_passed < ticket &&
-           staging_issued(cuda->staging, cuda->tickets_passed + 1)) {
-        code = cudaEventQuery(ticket_event(cuda, cuda->tickets_passed + 1));
-        cuda->tickets_passed += code == cudaSuccess;
-    }
-    return cuda->tickets_passed >= ticket;
-}
-
-static void cuda_copy_wait(struct backend *backend, uint64_t ticket)
-{
-    struct cuda_backend *cuda = cuda_of(backend);
-
-    if (ticket_passed(cuda, ticket))
-        return;
-    staging_wait_issued(cuda->staging, ticket);
-    cuda_check(cuda, cudaStreamWaitEvent(cuda->compute, ticket_event(cuda, ticket), 0),
-               "copy_wait");
-}
-
 /* ---- time ---- */
-
-static cudaEvent_t mark_event(const struct cuda_backend *cuda, uint64_t mark)
-{
-    return cuda->mark_events[mark % BACKEND_MARKS];
-}
 
 static uint64_t cuda_mark(struct backend *backend, enum backend_stream stream)
 {
@@ -177,7 +60,7 @@ static uint64_t cuda_mark(struct backend *backend, enum backend_stream stream)
     if (stream == STREAM_COPY)
         staging_time(cuda->staging, mark);
     else
-        cuda_check(cuda, cudaEventRecord(mark_event(cuda, mark), cuda->compute), "mark");
+        cuda_check(cuda, cudaEventRecord(cuda_mark_event(cuda, mark), cuda->compute), "mark");
     return mark;
 }
 
@@ -185,7 +68,7 @@ static void cuda_mark_wait(struct backend *backend, uint64_t mark)
 {
     struct cuda_backend *cuda = cuda_of(backend);
 
-    cuda_check(cuda, cudaEventSynchronize(mark_event(cuda, mark)), "computing");
+    cuda_check(cuda, cudaEventSynchronize(cuda_mark_event(cuda, mark)), "computing");
 }
 
 static double cuda_mark_seconds(struct backend *backend, uint64_t from, uint64_t to)
@@ -193,73 +76,17 @@ static double cuda_mark_seconds(struct backend *backend, uint64_t from, uint64_t
     struct cuda_backend *cuda = cuda_of(backend);
     float ms = 0;
 
-    if (cudaEventElapsedTime(&ms, mark_event(cuda, from), mark_event(cuda, to)) != cudaSuccess) {
+    if (cudaEventElapsedTime(&ms, cuda_mark_event(cuda, from), cuda_mark_event(cuda, to)) !=
+        cudaSuccess) {
         cudaGetLastError(); /* the error has been kept where it arose */
         return 0;
     }
     return (double)ms * 1e-3;
 }
 
-/* ---- what the staging thread asks of the device ---- */
-
-static void stage_begin(void *owner)
-{
-    cuda_check(owner, cudaSetDevice(0), "staging");
-}
-
-static void stage_slot_wait(void *owner, int slot)
-{
-    struct cuda_backend *cuda = owner;
-
-    cuda_check(cuda, cudaEventSynchronize(cuda->slot_events[slot]), "copying weights");
-}
-
-static void stage_send(void *owner, int slot, void *target, const void *source, size_t bytes)
-{
-    struct cuda_backend *cuda = owner;
-
-    cuda_check(cuda, cudaMemcpyAsync(target, source, bytes, cudaMemcpyHostToDevice, cuda->copy),
-               "copying weights");
-    cuda_check(cuda, cudaEventRecord(cuda->slot_events[slot], cuda->copy), "copying weights");
-}
-
-static void stage_hold(void *owner, uint64_t point)
-{
-    struct cuda_backend *cuda = owner;
-
-    cuda_check(cuda, cudaStreamWaitEvent(cuda->copy, cuda->hold_events[point % STAGING_HOLDS], 0),
-               "copying weights");
-}
-
-static void stage_mark(void *owner, uint64_t ticket)
-{
-    struct cuda_backend *cuda = owner;
-
-    cuda_check(cuda, cudaEventRecord(ticket_event(cuda, ticket), cuda->copy), "copying weights");
-}
-
-static void stage_time(void *owner, uint64_t mark)
-{
-    struct cuda_backend *cuda = owner;
-
-    cuda_check(cuda, cudaEventRecord(mark_event(cuda, mark), cuda->copy), "mark");
-}
-
-static void stage_bad_weights(void *owner, const struct weight_copy *copy)
-{
-    struct cuda_backend *cuda = owner;
-
-    pthread_mutex_lock(&cuda->lock);
-    if (cuda->error.code == 0)
-        error_set(&cuda->error, EINVAL,
-                  "%s: tensor %s: NaN or infinite weights; the file is damaged, fetch it again",
-                  copy->path, copy->name);
-    pthread_mutex_unlock(&cuda->lock);
-}
-
 /* ---- beginning and end ---- */
 
-static void events_destroy(cudaEvent_t *events, int count)
+void cuda_events_destroy(cudaEvent_t *events, int count)
 {
     for (int i = 0; i < count; i++)
         if (events[i] != NULL)
@@ -271,23 +98,19 @@ static void cuda_destroy(struct backend *backend)
     struct cuda_backend *cuda = cuda_of(backend);
     bool faulty = false;
 
-    staging_destroy(cuda->staging);
+    transfer_stop(cuda);
     if (cuda->copy != NULL)
         faulty |= cudaStreamSynchronize(cuda->copy) != cudaSuccess;
     if (cuda->compute != NULL)
         faulty |= cudaStreamSynchronize(cuda->compute) != cudaSuccess;
+    transfer_close(cuda);
     dnn_finish(&cuda->dnn);
     gemm_plans_finish(&cuda->plans);
     if (cuda->blas != NULL)
         cublasLtDestroy(cuda->blas);
     if (cuda->base.pages != NULL)
         cuda->base.pages->ops->destroy(cuda->base.pages);
-    events_destroy(cuda->slot_events, CUDA_SLOTS);
-    events_destroy(cuda->hold_events, STAGING_HOLDS);
-    events_destroy(cuda->ticket_events, CUDA_TICKETS);
-    events_destroy(cuda->mark_events, BACKEND_MARKS);
-    if (cuda->pinned != NULL)
-        cudaFreeHost(cuda->pinned);
+    cuda_events_destroy(cuda->mark_events, BACKEND_MARKS);
     if (cuda->copy != NULL)
         cudaStreamDestroy(cuda->copy);
     if (cuda->compute != NULL)
@@ -312,6 +135,7 @@ static const struct backend_ops cuda_ops = {
     .copy_ticket = cuda_copy_ticket,
     .copy_wait = cuda_copy_wait,
     .copy_reuse = cuda_copy_reuse,
+    .pinned_bytes = cuda_pinned_bytes,
     .mark = cuda_mark,
     .mark_wait = cuda_mark_wait,
     .mark_seconds = cuda_mark_seconds,
@@ -397,7 +221,7 @@ static void pages_fault(void *owner, const char *call, const char *why)
     cuda_fail(owner, EIO, call, why);
 }
 
-static bool events_create(struct cuda_backend *cuda, cudaEvent_t *events, int count, unsigned flags)
+bool cuda_events_create(struct cuda_backend *cuda, cudaEvent_t *events, int count, unsigned flags)
 {
     for (int i = 0; i < count; i++)
         if (!cuda_check(cuda, cudaEventCreateWithFlags(&events[i], flags), "events"))
@@ -407,51 +231,14 @@ static bool events_create(struct cuda_backend *cuda, cudaEvent_t *events, int co
 
 static int streams_open(struct cuda_backend *cuda, struct error *err)
 {
-    bool ready =
-        cuda_check(cuda, cudaStreamCreateWithFlags(&cuda->compute, cudaStreamNonBlocking),
-                   "compute stream") &&
-        cuda_check(cuda, cudaStreamCreateWithFlags(&cuda->copy, cudaStreamNonBlocking),
-                   "copy stream") &&
-        cuda_check(cuda,
-                   cudaHostAlloc((void **)&cuda->pinned, (size_t)CUDA_SLOTS * CUDA_SLOT_BYTES,
-                                 cudaHostAllocDefault),
-                   "128 MiB of pinned host memory") &&
-        events_create(cuda, cuda->slot_events, CUDA_SLOTS, cudaEventDisableTiming) &&
-        events_create(cuda, cuda->hold_events, STAGING_HOLDS, cudaEventDisableTiming) &&
-        events_create(cuda, cuda->ticket_events, CUDA_TICKETS, cudaEventDisableTiming) &&
-        /* who waits for a mark sleeps */
-        events_create(cuda, cuda->mark_events, BACKEND_MARKS, cudaEventBlockingSync);
+    bool ready = cuda_check(cuda, cudaStreamCreateWithFlags(&cuda->compute, cudaStreamNonBlocking),
+                            "compute stream") &&
+                 cuda_check(cuda, cudaStreamCreateWithFlags(&cuda->copy, cudaStreamNonBlocking),
+                            "copy stream") &&
+                 /* who waits for a mark sleeps */
+                 cuda_events_create(cuda, cuda->mark_events, BACKEND_MARKS, cudaEventBlockingSync);
 
     return ready ? 0 : error_set(err, -cuda->error.code, "%s", cuda->error.text);
-}
-
-/* Half of the cores fill, up to as many as saturate the link. */
-static int fill_threads(void)
-{
-    cpu_set_t set;
-    int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-
-    return cores < 4 ? 1 : cores / 2 < 8 ? cores / 2 : 8;
-}
-
-static int staging_open(struct cuda_backend *cuda, struct error *err)
-{
-    struct staging_options options = {
-        .device = {.owner = cuda,
-                   .begin = stage_begin,
-                   .slot_wait = stage_slot_wait,
-                   .send = stage_send,
-                   .hold = stage_hold,
-                   .mark = stage_mark,
-                   .time = stage_time,
-                   .bad_weights = stage_bad_weights},
-        .memory = cuda->pinned,
-        .slot_bytes = CUDA_SLOT_BYTES,
-        .slots = CUDA_SLOTS,
-        .threads = fill_threads(),
-    };
-
-    return staging_create(&cuda->staging, &options, err);
 }
 
 static int backend_open(struct cuda_backend *cuda, struct error *err)
@@ -468,7 +255,7 @@ static int backend_open(struct cuda_backend *cuda, struct error *err)
     if (device_open(cuda, err) != 0)
         return err->code;
     cuda_growth_begin(cuda);
-    if (streams_open(cuda, err) != 0 || staging_open(cuda, err) != 0 ||
+    if (streams_open(cuda, err) != 0 || transfer_open(cuda, err) != 0 ||
         gemm_plans_open(cuda, err) != 0)
         return err->code;
     dnn_open(cuda);

@@ -10,11 +10,15 @@
 #include "engine/backend.h"
 #include "engine/cuda/dnn.h"
 #include "engine/cuda/gemm.h"
+#include "engine/cuda/host_store.h"
 #include "engine/cuda/pages.h"
 #include "engine/cuda/staging.h"
 
 /* Pinned memory that weights pass through: enough for the link to stay busy while threads fill. */
 enum { CUDA_SLOTS = 16, CUDA_SLOT_BYTES = 8 << 20 };
+
+/* Pinned at a time for the host store. */
+#define CUDA_STORE_CHUNK_BYTES ((size_t)256 << 20)
 
 /* Tickets whose place in the copy stream is known exactly; older ones count as passed a little
  * later than they are. */
@@ -43,6 +47,7 @@ struct cuda_backend {
     cublasLtHandle_t blas;
     struct gemm_plans plans;
     struct dnn dnn;
+    struct host_store *store;
     struct staging *staging;
     char *pinned;                            /* CUDA_SLOTS · CUDA_SLOT_BYTES */
     cudaEvent_t slot_events[CUDA_SLOTS];     /* the slot has been read */
@@ -79,6 +84,20 @@ static inline void *cuda_tile_area(const struct cuda_backend *cuda)
 bool cuda_check(struct cuda_backend *cuda, cudaError_t code, const char *what);
 void cuda_fail(struct cuda_backend *cuda, int errnum, const char *what, const char *why);
 
+bool cuda_events_create(struct cuda_backend *cuda, cudaEvent_t *events, int count, unsigned flags);
+void cuda_events_destroy(cudaEvent_t *events, int count);
+
+static inline cudaEvent_t cuda_mark_event(const struct cuda_backend *cuda, uint64_t mark)
+{
+    return cuda->mark_events[mark % BACKEND_MARKS];
+}
+
+/* Staging and what it works with. To stop it is to wait until all is queued on the copy stream; to
+ * close comes after the streams have come to rest. */
+int transfer_open(struct cuda_backend *cuda, struct error *err);
+void transfer_stop(struct cuda_backend *cuda);
+void transfer_close(struct cuda_backend *cuda);
+
 /* Around whatever loads code or takes memory of its own, a library's first use of a plan above all:
  * what the device has less of afterwards is the context's. An end without a beginning does nothing;
  * the worker's thread only. */
@@ -86,6 +105,13 @@ void cuda_growth_begin(struct cuda_backend *cuda);
 void cuda_growth_end(struct cuda_backend *cuda);
 
 /* The operations, by file. */
+void cuda_upload(struct backend *backend, struct tensor target, const void *source);
+void cuda_download(struct backend *backend, void *target, struct tensor source);
+void cuda_copy_weights(struct backend *backend, const struct weight_copy *copies, size_t count);
+uint64_t cuda_copy_ticket(struct backend *backend);
+void cuda_copy_wait(struct backend *backend, uint64_t ticket);
+void cuda_copy_reuse(struct backend *backend);
+uint64_t cuda_pinned_bytes(struct backend *backend);
 void cuda_linear(struct backend *backend, const struct linear *args);
 void cuda_attention(struct backend *backend, const struct attention *args);
 void cuda_conv(struct backend *backend, const struct conv *args);

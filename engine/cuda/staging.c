@@ -12,48 +12,47 @@
 /* A block has about a dozen copies: room for the block in work and the one behind it. */
 #define COMMANDS 256
 
-/* Fewer elements than this are not worth waking another thread for. */
-#define SHARE_ELEMENTS 65536
-
 enum command_kind { COMMAND_COPY, COMMAND_HOLD, COMMAND_MARK, COMMAND_TIME, COMMAND_END };
 
 struct command {
     enum command_kind kind;
     uint64_t number; /* of a ticket, a point or a mark */
     struct weight_copy copy;
+    const void *kept; /* the copy's weights, ready in pinned memory, or NULL: fill slots */
 };
 
-/* A piece that the fill threads work on together. */
+/* What goes through one slot. */
 struct piece {
     const struct weight_copy *copy;
     int64_t first, count;
-    char *target;
+    uint64_t number; /* counts all pieces; its slot is the remainder */
+};
+
+struct slot {
+    uint64_t filled; /* 1 + number of the piece in it */
+    bool good;
 };
 
 struct staging {
     struct staging_options options; /* fixed */
-    pthread_t thread;               /* takes the commands */
-    bool thread_runs;
-    pthread_t helpers[STAGING_THREADS_MAX];
-    int helper_count; /* fixed once created */
+    pthread_t sender;               /* takes the commands */
+    bool sender_runs;
+    pthread_t fillers[STAGING_THREADS_MAX];
+    int filler_count; /* fixed once created */
 
     pthread_mutex_t lock;
-    pthread_cond_t queued;             /* a command came */
-    pthread_cond_t advanced;           /* a command was carried out */
-    struct command commands[COMMANDS]; /* lock; a ring */
-    size_t oldest, count;              /* lock */
-    uint64_t tickets, tickets_issued;  /* lock */
-    int holds;                         /* lock: queued and not passed on */
-
-    pthread_mutex_t piece_lock;
-    pthread_cond_t piece_given, piece_done;
-    struct piece piece;      /* piece_lock */
-    uint64_t piece_number;   /* piece_lock; counts from 1 */
-    int helpers_busy;        /* piece_lock */
-    bool piece_bad, closing; /* piece_lock */
-
-    int next_slot;                     /* staging thread only */
-    bool slot_used[STAGING_SLOTS_MAX]; /* staging thread only */
+    pthread_cond_t fillable; /* a command came, or a slot may be filled again */
+    pthread_cond_t sendable; /* a command came, or a piece is filled */
+    pthread_cond_t advanced; /* a command was carried out */
+    /* All below: lock. Counts of commands; the ring's places are the remainders. */
+    struct command commands[COMMANDS];
+    uint64_t added, cut, done;
+    int64_t cut_at; /* elements of command `cut` that have been given to fillers */
+    uint64_t pieces_cut, pieces_sent;
+    struct slot slots[STAGING_SLOTS_MAX];
+    uint64_t tickets, tickets_issued;
+    int holds; /* queued and not passed on */
+    bool closing;
 };
 
 int64_t staging_piece(const struct weight_copy *copy, int64_t first, size_t slot_bytes)
@@ -65,112 +64,131 @@ int64_t staging_piece(const struct weight_copy *copy, int64_t first, size_t slot
     return left < room ? left : room;
 }
 
-/* ---- filling ---- */
-
-/* The part of a piece that falls to one of `threads` threads. */
-static bool fill_share(const struct piece *piece, int thread, int threads)
+static char *slot_memory(const struct staging *s, uint64_t piece)
 {
-    int64_t grain = weights_grain(piece->copy), grains = piece->count / grain;
-    int64_t first = grains * thread / threads * grain,
-            last = grains * (thread + 1) / threads * grain;
-    size_t each = weights_element_bytes(piece->copy);
-
-    if (first == last)
-        return true;
-    return weights_fill(piece->copy, piece->first + first, last - first,
-                        piece->target + (size_t)first * each);
+    return s->options.memory + piece % (uint64_t)s->options.slots * s->options.slot_bytes;
 }
 
-struct helper {
-    struct staging *staging;
-    int number; /* 1 … helper_count; the staging thread is 0 */
-};
-
-static void *helper_run(void *argument)
+static struct command *command_at(struct staging *s, uint64_t number)
 {
-    struct helper helper = *(struct helper *)argument;
-    struct staging *s = helper.staging;
-    uint64_t seen = 0;
+    return &s->commands[number % COMMANDS];
+}
 
-    free(argument);
-    pthread_mutex_lock(&s->piece_lock);
+/* ---- filling: any number of threads, each a piece of its own ---- */
+
+/* The next piece, once its slot has been sent. False: no more will come. Expects the lock. */
+static bool piece_take(struct staging *s, struct piece *piece)
+{
+    const struct command *command;
+
     for (;;) {
-        while (s->piece_number == seen && !s->closing)
-            pthread_cond_wait(&s->piece_given, &s->piece_lock);
+        while (s->cut < s->added &&
+               (command_at(s, s->cut)->kind != COMMAND_COPY || command_at(s, s->cut)->kept != NULL))
+            s->cut++;
         if (s->closing)
+            return false;
+        if (s->cut < s->added && s->pieces_cut < s->pieces_sent + (uint64_t)s->options.slots)
             break;
-        seen = s->piece_number;
-        struct piece piece = s->piece;
-        pthread_mutex_unlock(&s->piece_lock);
-        bool good = fill_share(&piece, helper.number, s->options.threads);
-        pthread_mutex_lock(&s->piece_lock);
-        s->piece_bad |= !good;
-        if (--s->helpers_busy == 0)
-            pthread_cond_signal(&s->piece_done);
+        pthread_cond_wait(&s->fillable, &s->lock);
     }
-    pthread_mutex_unlock(&s->piece_lock);
+    command = command_at(s, s->cut);
+    piece->copy = &command->copy; /* stays until all of its pieces are sent */
+    piece->first = s->cut_at;
+    piece->count = staging_piece(&command->copy, s->cut_at, s->options.slot_bytes);
+    piece->number = s->pieces_cut++;
+    assert(piece->count > 0);
+    s->cut_at += piece->count;
+    if (s->cut_at == command->copy.rows * command->copy.cols) {
+        s->cut++;
+        s->cut_at = 0;
+    }
+    return true;
+}
+
+static void *filler_run(void *argument)
+{
+    struct staging *s = argument;
+    const struct staging_device *device = &s->options.device;
+    int slots = s->options.slots;
+    struct piece piece;
+
+    device->begin(device->owner);
+    pthread_mutex_lock(&s->lock);
+    while (piece_take(s, &piece)) {
+        int slot = (int)(piece.number % (uint64_t)slots);
+
+        pthread_mutex_unlock(&s->lock);
+        if (piece.number >= (uint64_t)slots)
+            device->slot_wait(device->owner, slot);
+        bool good =
+            weights_fill(piece.copy, piece.first, piece.count, slot_memory(s, piece.number));
+        pthread_mutex_lock(&s->lock);
+        s->slots[slot] = (struct slot){piece.number + 1, good};
+        pthread_cond_signal(&s->sendable);
+    }
+    pthread_mutex_unlock(&s->lock);
     return NULL;
 }
 
-static bool fill(struct staging *s, const struct piece *piece)
+/* ---- sending: one thread, in order ---- */
+
+/* Waits until the next piece lies in its slot; whether its numbers are finite. */
+static bool piece_filled(struct staging *s, uint64_t number)
 {
+    const struct slot *slot = &s->slots[number % (uint64_t)s->options.slots];
     bool good;
 
-    if (s->helper_count == 0 || piece->count < SHARE_ELEMENTS)
-        return fill_share(piece, 0, 1);
-    pthread_mutex_lock(&s->piece_lock);
-    s->piece = *piece;
-    s->piece_number++;
-    s->piece_bad = false;
-    s->helpers_busy = s->helper_count;
-    pthread_cond_broadcast(&s->piece_given);
-    pthread_mutex_unlock(&s->piece_lock);
-    good = fill_share(piece, 0, s->options.threads);
-    pthread_mutex_lock(&s->piece_lock);
-    while (s->helpers_busy > 0)
-        pthread_cond_wait(&s->piece_done, &s->piece_lock);
-    good = good && !s->piece_bad;
-    pthread_mutex_unlock(&s->piece_lock);
+    pthread_mutex_lock(&s->lock);
+    while (slot->filled != number + 1)
+        pthread_cond_wait(&s->sendable, &s->lock);
+    good = slot->good;
+    pthread_mutex_unlock(&s->lock);
     return good;
 }
 
-/* ---- the staging thread ---- */
+static void piece_sent(struct staging *s)
+{
+    pthread_mutex_lock(&s->lock);
+    s->pieces_sent++;
+    pthread_cond_signal(&s->fillable);
+    pthread_mutex_unlock(&s->lock);
+}
 
-static void copy_run(struct staging *s, const struct weight_copy *copy)
+static void copy_send(struct staging *s, const struct command *command)
 {
     const struct staging_device *device = &s->options.device;
+    const struct weight_copy *copy = &command->copy;
     int64_t count, n = copy->rows * copy->cols;
     int64_t above = copy->first * (weight_is_vector(copy->layout) ? 1 : copy->cols);
     size_t each = weights_element_bytes(copy);
     char *target = (char *)copy->target + (size_t)above * each;
     bool good = true;
 
+    if (command->kept != NULL) {
+        device->send(device->owner, STAGING_KEPT, target, command->kept, (size_t)n * each);
+        return;
+    }
     for (int64_t first = 0; first < n; first += count) {
-        int slot = s->next_slot;
-        char *memory = s->options.memory + (size_t)slot * s->options.slot_bytes;
+        uint64_t number = s->pieces_sent; /* changed by this thread only */
 
         count = staging_piece(copy, first, s->options.slot_bytes);
-        assert(count > 0);
-        if (s->slot_used[slot])
-            device->slot_wait(device->owner, slot);
-        good &= fill(s, &(struct piece){copy, first, count, memory});
-        device->send(device->owner, slot, target + (size_t)first * each, memory,
-                     (size_t)count * each);
-        s->slot_used[slot] = true;
-        s->next_slot = (slot + 1) % s->options.slots;
+        good &= piece_filled(s, number);
+        device->send(device->owner, (int)(number % (uint64_t)s->options.slots),
+                     target + (size_t)first * each, slot_memory(s, number), (size_t)count * each);
+        piece_sent(s);
     }
     if (!good)
         device->bad_weights(device->owner, copy);
 }
 
-static struct command command_take(struct staging *s)
+static struct command *command_take(struct staging *s)
 {
-    struct command command;
+    struct command *command;
 
     pthread_mutex_lock(&s->lock);
-    while (s->count == 0)
-        pthread_cond_wait(&s->queued, &s->lock);
-    command = s->commands[s->oldest];
+    while (s->done == s->added)
+        pthread_cond_wait(&s->sendable, &s->lock);
+    command = command_at(s, s->done);
     pthread_mutex_unlock(&s->lock);
     return command;
 }
@@ -179,35 +197,38 @@ static struct command command_take(struct staging *s)
 static void command_done(struct staging *s, const struct command *command)
 {
     pthread_mutex_lock(&s->lock);
-    s->oldest = (s->oldest + 1) % COMMANDS;
-    s->count--;
     if (command->kind == COMMAND_MARK)
         s->tickets_issued = command->number;
     else if (command->kind == COMMAND_HOLD)
         s->holds--;
+    s->done++;
+    if (s->cut < s->done)
+        s->cut = s->done;
     pthread_cond_broadcast(&s->advanced);
     pthread_mutex_unlock(&s->lock);
 }
 
-static void *staging_run(void *argument)
+static void *sender_run(void *argument)
 {
     struct staging *s = argument;
     const struct staging_device *device = &s->options.device;
-    struct command command;
+    bool ends = false;
 
     device->begin(device->owner);
-    do {
-        command = command_take(s);
-        if (command.kind == COMMAND_COPY)
-            copy_run(s, &command.copy);
-        else if (command.kind == COMMAND_HOLD)
-            device->hold(device->owner, command.number);
-        else if (command.kind == COMMAND_MARK)
-            device->mark(device->owner, command.number);
-        else if (command.kind == COMMAND_TIME)
-            device->time(device->owner, command.number);
-        command_done(s, &command);
-    } while (command.kind != COMMAND_END);
+    while (!ends) {
+        const struct command *command = command_take(s);
+
+        if (command->kind == COMMAND_COPY)
+            copy_send(s, command);
+        else if (command->kind == COMMAND_HOLD)
+            device->hold(device->owner, command->number);
+        else if (command->kind == COMMAND_MARK)
+            device->mark(device->owner, command->number);
+        else if (command->kind == COMMAND_TIME)
+            device->time(device->owner, command->number);
+        ends = command->kind == COMMAND_END;
+        command_done(s, command);
+    }
     return NULL;
 }
 
@@ -216,17 +237,19 @@ static void *staging_run(void *argument)
 /* Expects the lock. */
 static void command_add(struct staging *s, const struct command *command)
 {
-    while (s->count == COMMANDS)
+    while (s->added - s->done == COMMANDS)
         pthread_cond_wait(&s->advanced, &s->lock);
-    s->commands[(s->oldest + s->count) % COMMANDS] = *command;
-    s->count++;
-    pthread_cond_signal(&s->queued);
+    *command_at(s, s->added++) = *command;
+    pthread_cond_signal(&s->sendable);
+    pthread_cond_broadcast(&s->fillable);
 }
 
 void staging_copy(struct staging *s, const struct weight_copy *copy)
 {
     struct command command = {.kind = COMMAND_COPY, .copy = *copy};
 
+    if (s->options.store != NULL && copy->lasting)
+        command.kept = host_store_find(s->options.store, copy);
     pthread_mutex_lock(&s->lock);
     command_add(s, &command);
     pthread_mutex_unlock(&s->lock);
@@ -284,22 +307,6 @@ void staging_wait_issued(struct staging *s, uint64_t ticket)
 
 /* ---- beginning and end ---- */
 
-static int helper_start(struct staging *s, int number)
-{
-    struct helper *helper = malloc(sizeof *helper);
-    int result;
-
-    if (helper == NULL)
-        return ENOMEM;
-    *helper = (struct helper){s, number};
-    result = pthread_create(&s->helpers[number - 1], NULL, helper_run, helper);
-    if (result != 0)
-        free(helper);
-    else
-        s->helper_count++;
-    return result;
-}
-
 int staging_create(struct staging **out, const struct staging_options *options, struct error *err)
 {
     struct staging *s = calloc(1, sizeof *s);
@@ -311,16 +318,16 @@ int staging_create(struct staging **out, const struct staging_options *options, 
     assert(options->threads >= 1 && options->threads <= STAGING_THREADS_MAX);
     s->options = *options;
     pthread_mutex_init(&s->lock, NULL);
-    pthread_cond_init(&s->queued, NULL);
+    pthread_cond_init(&s->fillable, NULL);
+    pthread_cond_init(&s->sendable, NULL);
     pthread_cond_init(&s->advanced, NULL);
-    pthread_mutex_init(&s->piece_lock, NULL);
-    pthread_cond_init(&s->piece_given, NULL);
-    pthread_cond_init(&s->piece_done, NULL);
-    for (int i = 1; i < options->threads && result == 0; i++)
-        result = helper_start(s, i);
+    for (int i = 0; i < options->threads && result == 0; i++) {
+        result = pthread_create(&s->fillers[i], NULL, filler_run, s);
+        s->filler_count += result == 0;
+    }
     if (result == 0)
-        result = pthread_create(&s->thread, NULL, staging_run, s);
-    s->thread_runs = result == 0;
+        result = pthread_create(&s->sender, NULL, sender_run, s);
+    s->sender_runs = result == 0;
     if (result != 0) {
         staging_destroy(s);
         return error_set(err, result, "threads that stage weights: %s", strerror(result));
@@ -331,18 +338,18 @@ int staging_create(struct staging **out, const struct staging_options *options, 
 
 static void threads_join(struct staging *s)
 {
-    if (s->thread_runs) {
+    if (s->sender_runs) {
         pthread_mutex_lock(&s->lock);
         command_add(s, &(struct command){.kind = COMMAND_END});
         pthread_mutex_unlock(&s->lock);
-        pthread_join(s->thread, NULL);
+        pthread_join(s->sender, NULL);
     }
-    pthread_mutex_lock(&s->piece_lock);
+    pthread_mutex_lock(&s->lock);
     s->closing = true;
-    pthread_cond_broadcast(&s->piece_given);
-    pthread_mutex_unlock(&s->piece_lock);
-    for (int i = 0; i < s->helper_count; i++)
-        pthread_join(s->helpers[i], NULL);
+    pthread_cond_broadcast(&s->fillable);
+    pthread_mutex_unlock(&s->lock);
+    for (int i = 0; i < s->filler_count; i++)
+        pthread_join(s->fillers[i], NULL);
 }
 
 void staging_destroy(struct staging *s)
@@ -351,10 +358,8 @@ void staging_destroy(struct staging *s)
         return;
     threads_join(s);
     pthread_mutex_destroy(&s->lock);
-    pthread_cond_destroy(&s->queued);
+    pthread_cond_destroy(&s->fillable);
+    pthread_cond_destroy(&s->sendable);
     pthread_cond_destroy(&s->advanced);
-    pthread_mutex_destroy(&s->piece_lock);
-    pthread_cond_destroy(&s->piece_given);
-    pthread_cond_destroy(&s->piece_done);
     free(s);
 }

@@ -3,9 +3,10 @@
  * Staging: weights pass through a ring of pinned slots on their way to the device, filled by a few
  * threads, so that the caller never waits for a copy that it does not need yet.
  *
- * One thread takes commands in the order given. A copy is cut into pieces of at most a slot; each
- * piece is filled (weights.h) by all threads together and sent, while the device reads the slots
- * before it. What a device offers is a table, so that the tests have one that needs no GPU.
+ * One thread takes commands in the order given and sends. A copy is cut into pieces of at most a
+ * slot; filling threads run ahead, each with a piece of its own (weights.h), while the device reads
+ * the slots before it. What the host store (host_store.h) has is sent from there, without a slot.
+ * What a device offers is a table, so that the tests have one that needs no GPU.
  *
  * A ticket is *issued* when everything queued before it has been given to the device's copy stream;
  * when the stream has come past it, is the device's affair.
@@ -14,21 +15,23 @@
 #define FLUXFS_ENGINE_CUDA_STAGING_H
 
 #include "engine/backend.h"
+#include "engine/cuda/host_store.h"
 
 enum {
     STAGING_SLOTS_MAX = 32,
     STAGING_THREADS_MAX = 16,
     STAGING_HOLDS = 16, /* holds queued and not yet passed on; more wait */
+    STAGING_KEPT = -1,  /* in place of a slot: memory of the host store */
 };
 
-/* Called on the staging thread, in order; faults are the device's to keep. */
+/* Faults are the device's to keep. All but the first two are called by one thread, in order. */
 struct staging_device {
     void *owner;
-    /* Once, before all else. */
+    /* On each thread, before all else. */
     void (*begin)(void *owner);
-    /* Returns when what was last sent from the slot has been read. */
+    /* On any thread: returns when what was last sent from the slot has been read. */
     void (*slot_wait)(void *owner, int slot);
-    /* Queues a copy of the first `bytes` of a slot. */
+    /* Queues a copy of pinned memory: the first `bytes` of a slot, or STAGING_KEPT. */
     void (*send)(void *owner, int slot, void *target, const void *source, size_t bytes);
     /* The copy stream waits for a point in the compute stream. */
     void (*hold)(void *owner, uint64_t point);
@@ -43,8 +46,9 @@ struct staging_options {
     struct staging_device device;
     char *memory; /* slots · slot_bytes, borrowed */
     size_t slot_bytes;
-    int slots;   /* 1 … STAGING_SLOTS_MAX */
-    int threads; /* 1 … STAGING_THREADS_MAX */
+    int slots;                /* 1 … STAGING_SLOTS_MAX */
+    int threads;              /* that fill: 1 … STAGING_THREADS_MAX */
+    struct host_store *store; /* borrowed, or NULL */
 };
 
 struct staging;

@@ -71,6 +71,11 @@ static void copy_reuse(struct backend *backend)
 {
 }
 
+static uint64_t pinned_bytes(struct backend *backend)
+{
+    return 0;
+}
+
 /* Operations, by what they take. */
 
 static void linear(struct backend *backend, const struct linear *args)
@@ -146,6 +151,7 @@ static const struct backend_ops hollow_ops = {
     .copy_ticket = copy_ticket,
     .copy_wait = copy_wait,
     .copy_reuse = copy_reuse,
+    .pinned_bytes = pinned_bytes,
     .mark = mark,
     .mark_wait = mark_wait,
     .mark_seconds = mark_seconds,

@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: MIT */
+#include "engine/cuda/host_store.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/cuda/weights.h"
+
+enum {
+    ENTRIES = 8192,  /* a power of two; a FLUX.1 has a quarter of it */
+    CHUNKS = 1024,   /* at most */
+    ALIGNMENT = 256, /* of each copy, in bytes */
+    WANTED_AFTER = 2 /* passages */
+};
+
+#define HOST_SPARE_LEAST ((uint64_t)2 << 30)
+
+/* One weight that passed; found by the address of its source. */
+struct entry {
+    struct weight_copy copy; /* source NULL: no entry */
+    int passed;              /* whoever asks only */
+    bool queued;             /* lock */
+    _Atomic(const void *) kept;
+};
+
+struct host_store {
+    struct host_store_options options; /* fixed */
+    struct entry *entries;             /* ENTRIES */
+    size_t entry_count;                /* whoever asks only */
+    pthread_t thread;
+    bool thread_runs;
+
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    struct entry **wanted_at;    /* lock: ENTRIES places, a ring */
+    size_t wanted_first, wanted; /* lock: counts of all that left and came */
+    bool closing, busy;          /* lock */
+
+    void *chunks[CHUNKS]; /* the store's thread only */
+    int chunk_count;
+    size_t chunk_used; /* of the last one */
+    _Atomic uint64_t pinned_bytes;
+};
+
+/* ---- the store's thread ---- */
+
+static bool chunk_add(struct host_store *store)
+{
+    const struct host_store_options *options = &store->options;
+    void *memory;
+
+    if (store->chunk_count == CHUNKS || options->spare(options->owner) < options->chunk_bytes)
+        return false;
+    memory = options->pin(options->owner, options->chunk_bytes);
+    if (memory == NULL)
+        return false;
+    store->chunks[store->chunk_count++] = memory;
+    store->chunk_used = 0;
+    atomic_fetch_add(&store->pinned_bytes, options->chunk_bytes);
+    return true;
+}
+
+/* Room for a copy, or NULL. */
+static char *room_for(struct host_store *store, size_t bytes)
+{
+    char *room;
+
+    bytes += ALIGNMENT - 1;
+    bytes -= bytes % ALIGNMENT;
+    if (bytes > store->options.chunk_bytes)
+        return NULL;
+    if ((store->chunk_count == 0 || bytes > store->options.chunk_bytes - store->chunk_used) &&
+        !chunk_add(store))
+        return NULL;
+    room = (char *)store->chunks[store->chunk_count - 1] + store->chunk_used;
+    store->chunk_used += bytes;
+    return room;
+}
+
+/* A damaged weight is not kept: whoever sends it must learn of it each time. */
+static void entry_keep(struct host_store *store, struct entry *entry)
+{
+    int64_t n = entry->copy.rows * entry->copy.cols;
+    char *room = room_for(store, (size_t)n * weights_element_bytes(&entry->copy));
+
+    if (room != NULL && weights_fill(&entry->copy, 0, n, room))
+        atomic_store_explicit(&entry->kept, room, memory_order_release);
+}
+
+static void *store_run(void *argument)
+{
+    struct host_store *store = argument;
+
+    store->options.begin(store->options.owner);
+    pthread_mutex_lock(&store->lock);
+    for (;;) {
+        while (store->wanted_first == store->wanted && !store->closing)
+            pthread_cond_wait(&store->changed, &store->lock);
+        if (store->closing)
+            break;
+        struct entry *entry = store->wanted_at[store->wanted_first++ % ENTRIES];
+        store->busy = true;
+        pthread_mutex_unlock(&store->lock);
+        entry_keep(store, entry);
+        pthread_mutex_lock(&store->lock);
+        store->busy = false;
+        entry->queued = false; /* what could not be kept is wanted again when it passes again */
+        pthread_cond_broadcast(&store->changed);
+    }
+    pthread_mutex_unlock(&store->lock);
+    return NULL;
+}
+
+/* ---- whoever asks ---- */
+
+static bool same_weight(const struct weight_copy *a, const struct weight_copy *b)
+{
+    return a->source == b->source && a->source_dtype == b->source_dtype && a->layout == b->layout &&
+           a->rows == b->rows && a->cols == b->cols && a->channels_in == b->channels_in;
+}
+
+/* The weight's entry, a new one if need be; NULL if the table is full. */
+static struct entry *entry_of(struct host_store *store, const struct weight_copy *copy)
+{
+    uint64_t hash = (uint64_t)(uintptr_t)copy->source * UINT64_C(0x9e3779b97f4a7c15);
+    size_t at = (size_t)(hash >> 32);
+
+    for (;; at++) {
+        struct entry *entry = &store->entries[at % ENTRIES];
+
+        if (entry->copy.source == NULL) {
+            if (store->entry_count == ENTRIES / 2)
+                return NULL;
+            store->entry_count++;
+            entry->copy = *copy;
+            return entry;
+        }
+        if (same_weight(&entry->copy, copy))
+            return entry;
+    }
+}
+
+const void *host_store_find(struct host_store *store, const struct weight_copy *copy)
+{
+    struct entry *entry = entry_of(store, copy);
+    const void *kept;
+
+    if (entry == NULL)
+        return NULL;
+    kept = atomic_load_explicit(&entry->kept, memory_order_acquire);
+    if (kept != NULL || ++entry->passed < WANTED_AFTER)
+        return kept;
+    pthread_mutex_lock(&store->lock);
+    if (!entry->queued) {
+        entry->queued = true;
+        store->wanted_at[store->wanted++ % ENTRIES] = entry;
+        pthread_cond_broadcast(&store->changed);
+    }
+    pthread_mutex_unlock(&store->lock);
+    return NULL;
+}
+
+uint64_t host_store_bytes(const struct host_store *store)
+{
+    return atomic_load(&store->pinned_bytes);
+}
+
+void host_store_settle(struct host_store *store)
+{
+    pthread_mutex_lock(&store->lock);
+    while (store->busy || store->wanted_first < store->wanted)
+        pthread_cond_wait(&store->changed, &store->lock);
+    pthread_mutex_unlock(&store->lock);
+}
+
+/* ---- beginning and end ---- */
+
+int host_store_create(struct host_store **out, const struct host_store_options *options,
+                      struct error *err)
+{
+    struct host_store *store = calloc(1, sizeof *store);
+    int result;
+
+    if (store == NULL)
+        return error_set(err, ENOMEM, "out of host memory");
+    store->options = *options;
+    pthread_mutex_init(&store->lock, NULL);
+    pthread_cond_init(&store->changed, NULL);
+    store->entries = calloc(ENTRIES, sizeof *store->entries);
+    store->wanted_at = calloc(ENTRIES, sizeof(struct entry *));
+    result = store->entries == NULL || store->wanted_at == NULL
+                 ? ENOMEM
+                 : pthread_create(&store->thread, NULL, store_run, store);
+    store->thread_runs = result == 0;
+    if (result != 0) {
+        host_store_destroy(store);
+        return error_set(err, result, "the thread that keeps weights: %s", strerror(result));
+    }
+    *out = store;
+    return 0;
+}
+
+void host_store_destroy(struct host_store *store)
+{
+    if (store == NULL)
+        return;
+    if (store->thread_runs) {
+        pthread_mutex_lock(&store->lock);
+        store->closing = true;
+        pthread_cond_broadcast(&store->changed);
+        pthread_mutex_unlock(&store->lock);
+        pthread_join(store->thread, NULL);
+    }
+    for (int i = 0; i < store->chunk_count; i++)
+        store->options.unpin(store->options.owner, store->chunks[i]);
+    pthread_mutex_destroy(&store->lock);
+    pthread_cond_destroy(&store->changed);
+    free(store->entries);
+    free(store->wanted_at);
+    free(store);
+}
+
+uint64_t host_memory_spare(void)
+{
+    FILE *file = fopen("/proc/meminfo", "re");
+    unsigned long long kib, total = 0, available = 0;
+    uint64_t reserve;
+    char line[128];
+
+    while (file != NULL && fgets(line, sizeof line, file) != NULL) {
+        if (sscanf(line, "MemTotal: %llu", &kib) == 1)
+            total = kib * 1024;
+        else if (sscanf(line, "MemAvailable: %llu", &kib) == 1)
+            available = kib * 1024;
+    }
+    if (file != NULL)
+        fclose(file);
+    reserve = total / 4 > HOST_SPARE_LEAST ? total / 4 : HOST_SPARE_LEAST;
+    return available > reserve ? available - reserve : 0;
+}

@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: MIT */
+/* Moving data between host and device: pictures and prompts at once, weights through the staging
+ * threads. */
+#include <errno.h>
+#include <sched.h>
+#include <stdlib.h>
+
+#include "engine/cuda/cuda.h"
+#include "engine/cuda/weights.h"
+
+/* ---- hidden states and pictures ---- */
+
+/* Between the host's fp32 and the device's bf16; other types are moved as they are. */
+static void convert(void *target, const void *source, enum dtype source_dtype, int64_t n)
+{
+    struct weight_copy copy = {.source = source,
+                               .source_dtype = source_dtype,
+                               .layout = source_dtype == DTYPE_F32 ? WEIGHT_MATRIX : WEIGHT_VECTOR,
+                               .rows = 1,
+                               .cols = n};
+
+    (void)weights_fill(&copy, 0, n, target);
+}
+
+void cuda_upload(struct backend *backend, struct tensor target, const void *source)
+{
+    struct cuda_backend *cuda = cuda_of(backend);
+    size_t bytes = tensor_bytes(&target);
+    void *converted = NULL;
+
+    if (target.dtype == DTYPE_BF16) {
+        converted = malloc(bytes + 1);
+        if (converted == NULL) {
+            cuda_fail(cuda, ENOMEM, "upload", "out of host memory");
+            return;
+        }
+        convert(converted, source, DTYPE_F32, target.rows * target.stride);
+        source = converted;
+    }
+    cuda_check(cuda,
+               cudaMemcpyAsync(target.data, source, bytes, cudaMemcpyHostToDevice, cuda->compute),
+               "upload");
+    cuda_check(cuda, cudaStreamSynchronize(cuda->compute), "upload");
+    free(converted);
+}
+
+void cuda_download(struct backend *backend, void *target, struct tensor source)
+{
+    struct cuda_backend *cuda = cuda_of(backend);
+    size_t bytes = tensor_bytes(&source);
+    bool narrow = source.dtype == DTYPE_BF16;
+    void *raw = narrow ? malloc(bytes + 1) : target;
+
+    if (raw == NULL) {
+        cuda_fail(cuda, ENOMEM, "download", "out of host memory");
+        return;
+    }
+    if (cuda_check(cuda,
+                   cudaMemcpyAsync(raw, source.data, bytes, cudaMemcpyDeviceToHost, cuda->compute),
+                   "download") &&
+        cuda_check(cuda, cudaStreamSynchronize(cuda->compute), "download") && narrow)
+        convert(target, raw, DTYPE_BF16, source.rows * source.stride);
+    if (narrow)
+        free(raw);
+}
+
+/* ---- weights ---- */
+
+void cuda_copy_reuse(struct backend *backend)
+{
+    struct cuda_backend *cuda = cuda_of(backend);
+    uint64_t point = cuda->holds++;
+
+    cuda_check(cuda, cudaEventRecord(cuda->hold_events[point % STAGING_HOLDS], cuda->compute),
+               "copy_reuse");
+    staging_hold(cuda->staging, point);
+}
+
+void cuda_copy_weights(struct backend *backend, const struct weight_copy *copies, size_t count)
+{
+    struct cuda_backend *cuda = cuda_of(backend);
+
+    for (size_t i = 0; i < count; i++)
+        if (copies[i].rows * copies[i].cols > 0)
+            staging_copy(cuda->staging, &copies[i]);
+}
+
+uint64_t cuda_copy_ticket(struct backend *backend)
+{
+    return staging_ticket(cuda_of(backend)->staging);
+}
+
+static cudaEvent_t ticket_event(const struct cuda_backend *cuda, uint64_t ticket)
+{
+    return cuda->ticket_events[ticket % CUDA_TICKETS];
+}
+
+/* Resident blocks' tickets passed long ago; their events stand for others by now. */
+static bool ticket_passed(struct cuda_backend *cuda, uint64_t ticket)
+{
+    cudaError_t code = cudaSuccess;
+
+    while (code == cudaSuccess && cuda->tickets_passed < ticket &&
+           staging_issued(cuda->staging, cuda->tickets_passed + 1)) {
+        code = cudaEventQuery(ticket_event(cuda, cuda->tickets_passed + 1));
+        cuda->tickets_passed += code == cudaSuccess;
+    }
+    return cuda->tickets_passed >= ticket;
+}
+
+void cuda_copy_wait(struct backend *backend, uint64_t ticket)
+{
+    struct cuda_backend *cuda = cuda_of(backend);
+
+    if (ticket_passed(cuda, ticket))
+        return;
+    staging_wait_issued(cuda->staging, ticket);
+    cuda_check(cuda, cudaStreamWaitEvent(cuda->compute, ticket_event(cuda, ticket), 0),
+               "copy_wait");
+}
+
+/* ---- what the staging thread asks of the device ---- */
+
+static void stage_begin(void *owner)
+{
+    cuda_check(owner, cudaSetDevice(0), "staging");
+}
+
+static void stage_slot_wait(void *owner, int slot)
+{
+    struct cuda_backend *cuda = owner;
+
+    cuda_check(cuda, cudaEventSynchronize(cuda->slot_events[slot]), "copying weights");
+}
+
+static void stage_send(void *owner, int slot, void *target, const void *source, size_t bytes)
+{
+    struct cuda_backend *cuda = owner;
+
+    cuda_check(cuda, cudaMemcpyAsync(target, source, bytes, cudaMemcpyHostToDevice, cuda->copy),
+               "copying weights");
+    if (slot != STAGING_KEPT)
+        cuda_check(cuda, cudaEventRecord(cuda->slot_events[slot], cuda->copy), "copying weights");
+}
+
+static void stage_hold(void *owner, uint64_t point)
+{
+    struct cuda_backend *cuda = owner;
+
+    cuda_check(cuda, cudaStreamWaitEvent(cuda->copy, cuda->hold_events[point % STAGING_HOLDS], 0),
+               "copying weights");
+}
+
+static void stage_mark(void *owner, uint64_t ticket)
+{
+    struct cuda_backend *cuda = owner;
+
+    cuda_check(cuda, cudaEventRecord(ticket_event(cuda, ticket), cuda->copy), "copying weights");
+}
+
+static void stage_time(void *owner, uint64_t mark)
+{
+    struct cuda_backend *cuda = owner;
+
+    cuda_check(cuda, cudaEventRecord(cuda_mark_event(cuda, mark), cuda->copy), "mark");
+}
+
+static void stage_bad_weights(void *owner, const struct weight_copy *copy)
+{
+    struct cuda_backend *cuda = owner;
+
+    pthread_mutex_lock(&cuda->lock);
+    if (cuda->error.code == 0)
+        error_set(&cuda->error, EINVAL,
+                  "%s: tensor %s: NaN or infinite weights; the file is damaged, fetch it again",
+                  copy->path, copy->name);
+    pthread_mutex_unlock(&cuda->lock);
+}
+
+/* ---- what the host store asks ---- */
+
+static void *store_pin(void *owner, size_t bytes)
+{
+    void *memory = NULL;
+
+    if (cudaHostAlloc(&memory, bytes, cudaHostAllocDefault) != cudaSuccess) {
+        cudaGetLastError(); /* weights go on passing through the slots */
+        return NULL;
+    }
+    return memory;
+}
+
+static void store_unpin(void *owner, void *memory)
+{
+    cudaFreeHost(memory);
+}
+
+static uint64_t store_spare(void *owner)
+{
+    return host_memory_spare();
+}
+
+/* ---- beginning and end ---- */
+
+/* Half of the cores fill, up to as many as saturate the link. */
+static int fill_threads(void)
+{
+    cpu_set_t set;
+    int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+
+    return cores < 4 ? 1 : cores / 2 < 8 ? cores / 2 : 8;
+}
+
+int transfer_open(struct cuda_backend *cuda, struct error *err)
+{
+    struct host_store_options store = {.owner = cuda,
+                                       .begin = stage_begin,
+                                       .pin = store_pin,
+                                       .unpin = store_unpin,
+                                       .spare = store_spare,
+                                       .chunk_bytes = CUDA_STORE_CHUNK_BYTES};
+    struct staging_options options = {
+        .device = {.owner = cuda,
+                   .begin = stage_begin,
+                   .slot_wait = stage_slot_wait,
+                   .send = stage_send,
+                   .hold = stage_hold,
+                   .mark = stage_mark,
+                   .time = stage_time,
+                   .bad_weights = stage_bad_weights},
+        .slot_bytes = CUDA_SLOT_BYTES,
+        .slots = CUDA_SLOTS,
+        .threads = fill_threads(),
+    };
+
+    bool ready =
+        cuda_check(cuda,
+                   cudaHostAlloc((void **)&cuda->pinned, (size_t)CUDA_SLOTS * CUDA_SLOT_BYTES,
+                                 cudaHostAllocDefault),
+                   "128 MiB of pinned host memory") &&
+        /* who waits for a slot sleeps */
+        cuda_events_create(cuda, cuda->slot_events, CUDA_SLOTS,
+                           cudaEventDisableTiming | cudaEventBlockingSync) &&
+        cuda_events_create(cuda, cuda->hold_events, STAGING_HOLDS, cudaEventDisableTiming) &&
+        cuda_events_create(cuda, cuda->ticket_events, CUDA_TICKETS, cudaEventDisableTiming);
+
+    if (!ready)
+        return error_set(err, -cuda->error.code, "%s", cuda->error.text);
+    if (host_store_create(&cuda->store, &store, err) != 0)
+        return err->code;
+    options.memory = cuda->pinned;
+    options.store = cuda->store;
+    return staging_create(&cuda->staging, &options, err);
+}
+
+void transfer_stop(struct cuda_backend *cuda)
+{
+    staging_destroy(cuda->staging);
+    cuda->staging = NULL;
+}
+
+void transfer_close(struct cuda_backend *cuda)
+{
+    host_store_destroy(cuda->store);
+    cuda_events_destroy(cuda->slot_events, CUDA_SLOTS);
+    cuda_events_destroy(cuda->hold_events, STAGING_HOLDS);
+    cuda_events_destroy(cuda->ticket_events, CUDA_TICKETS);
+    if (cuda->pinned != NULL)
+        cudaFreeHost(cuda->pinned);
+}
+
+uint64_t cuda_pinned_bytes(struct backend *backend)
+{
+    const struct cuda_backend *cuda = cuda_of(backend);
+
+    return (uint64_t)CUDA_SLOTS * CUDA_SLOT_BYTES + host_store_bytes(cuda->store);
+}
