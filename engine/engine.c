@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#include <dlfcn.h>
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -158,6 +159,23 @@ static int open_cpu(struct engine *engine, const struct engine_options *options,
                               err);
 }
 
+/* The GPU if it can be used, else the CPU and a warning that says why. */
+static int open_automatic(struct engine *engine, const struct engine_options *options,
+                          struct error *err)
+{
+    struct error why = {0};
+    /* The driver comes first: without it, NVIDIA's large libraries need not be opened. */
+    void *driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
+
+    if (driver == NULL)
+        error_set(&why, ENODEV, "no NVIDIA driver was found");
+    else if (module_open(&engine->backend, options->module_dir, "cuda", &why) == 0)
+        return 0;
+    snprintf(engine->warning, sizeof engine->warning, "computing on the CPU: %s", why.text);
+    engine->info.warning = engine->warning;
+    return open_cpu(engine, options, err);
+}
+
 static int open_backend(struct engine *engine, const struct engine_options *options,
                         struct error *err)
 {
@@ -169,11 +187,7 @@ static int open_backend(struct engine *engine, const struct engine_options *opti
         return module_open(&engine->backend, options->module_dir, "cuda", err);
     if (strcmp(name, "auto") != 0)
         return error_set(err, EINVAL, "backend %s: auto, cpu and cuda are possible", name);
-    /* Until the CUDA back end has been run on a card, nobody gets it without asking. */
-    engine->info.warning =
-        "computing on the CPU: the CUDA back end compiles but was never run on a "
-        "card; backend=cuda tries it";
-    return open_cpu(engine, options, err);
+    return open_automatic(engine, options, err);
 }
 
 static struct block_list *list_of(struct engine *engine, size_t i)

@@ -35,7 +35,7 @@ enum { MODULATION_STEPS = 32 };
 
 struct engine {
     struct engine_info info;
-    char model_name[128];
+    char model_name[128], warning[320];
     struct backend *backend;
     struct arena *arena;
     struct trace_writer *trace;
