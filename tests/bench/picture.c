@@ -6,6 +6,8 @@
  *
  * backend=cpu|cuda|auto  modules=FOLDER  size=WIDTHxHEIGHT  steps=N  runs=N  threads=N
  * budget_mb=N  same=1 (all runs the same prompt, whose embedding is then kept)
+ * jobs=N (pictures at once, which the weights serve together; times are those of the first one,
+ * which they share, but for its steps: these are for each picture)
  * json=1 (a line of JSON for each run and one for the end)  latents=FILE (fp32, of the last run)
  */
 #include <errno.h>
@@ -15,9 +17,11 @@
 
 #include "engine/pipeline.h"
 
+enum { MOST_JOBS = 64 };
+
 struct options {
     const char *model, *backend, *modules, *latents;
-    int width, height, steps, runs, threads, budget_mb, same, json;
+    int width, height, steps, runs, threads, budget_mb, same, json, jobs;
 };
 
 static bool option_is(const char *argument, const char *name, const char **value)
@@ -39,7 +43,7 @@ static bool read_option(struct options *o, const char *argument)
         {"latents", NULL, &o->latents},     {"steps", &o->steps, NULL},
         {"runs", &o->runs, NULL},           {"threads", &o->threads, NULL},
         {"budget_mb", &o->budget_mb, NULL}, {"same", &o->same, NULL},
-        {"json", &o->json, NULL},
+        {"json", &o->json, NULL},           {"jobs", &o->jobs, NULL},
     };
     const char *value;
 
@@ -62,7 +66,7 @@ static bool read_options(struct options *o, int argc, char **argv)
     int *const places[] = {&o->width, &o->steps, &o->runs, &o->threads, &o->budget_mb};
     size_t place = 0;
 
-    *o = (struct options){.backend = "cpu", .width = 256, .steps = 20, .runs = 4};
+    *o = (struct options){.backend = "cpu", .width = 256, .steps = 20, .runs = 4, .jobs = 1};
     if (argc < 2)
         return false;
     o->model = argv[1];
@@ -78,7 +82,7 @@ static bool read_options(struct options *o, int argc, char **argv)
     }
     if (o->height == 0)
         o->height = o->width;
-    return true;
+    return o->jobs >= 1 && o->jobs <= MOST_JOBS;
 }
 
 static void print_run(const struct options *o, int run, double wall_s, const struct image_timing *t)
@@ -120,36 +124,59 @@ static int save_latents(const struct options *o, struct image *image, struct err
     return result;
 }
 
+static int start_all(struct engine *engine, const struct options *o, int run, struct image **images,
+                     struct error *err)
+{
+    for (int i = 0; i < o->jobs; i++) {
+        char prompt[80] = "a large red circle on a white background";
+        struct image_request request = {.prompt = prompt,
+                                        .width_px = o->width,
+                                        .height_px = o->height,
+                                        .steps = o->steps,
+                                        .guidance = 3.5f,
+                                        .cfg_scale = 1,
+                                        .seed = 3 + (uint64_t)i};
+
+        if (!o->same && run > 0)
+            snprintf(prompt + strlen(prompt), sizeof prompt - strlen(prompt), " %d", run);
+        if (image_start(&images[i], engine, &request, NULL, err) != 0)
+            return err->code;
+    }
+    return 0;
+}
+
+static bool any_active(const struct options *o, struct image *const *images)
+{
+    for (int i = 0; i < o->jobs; i++)
+        if (image_phase(images[i]) < IMAGE_DONE)
+            return true;
+    return false;
+}
+
 static int paint(struct engine *engine, const struct options *o, int run, struct error *err)
 {
-    char prompt[80] = "a large red circle on a white background";
-    struct image_request request = {.prompt = prompt,
-                                    .width_px = o->width,
-                                    .height_px = o->height,
-                                    .steps = o->steps,
-                                    .guidance = 3.5f,
-                                    .cfg_scale = 1,
-                                    .seed = 3};
+    struct image *images[MOST_JOBS] = {0};
     bool last = run + 1 == o->runs, saved = false;
     struct image_timing t;
-    struct image *image;
     double start = engine_now();
 
-    if (!o->same && run > 0)
-        snprintf(prompt + strlen(prompt), sizeof prompt - strlen(prompt), " %d", run);
-    if (image_start(&image, engine, &request, NULL, err) != 0)
-        return err->code;
-    while (image_phase(image) < IMAGE_DONE && engine_advance(engine, err) == 0) {
-        if (o->latents != NULL && last && !saved && image->step == o->steps) {
-            saved = true;
-            if (save_latents(o, image, err) != 0)
-                break;
+    if (start_all(engine, o, run, images, err) == 0) {
+        while (any_active(o, images) && engine_advance(engine, err) == 0) {
+            if (o->latents != NULL && last && !saved && images[0]->step == o->steps) {
+                saved = true;
+                if (save_latents(o, images[0], err) != 0)
+                    break;
+            }
         }
+        image_timing(images[0], &t);
+        t.step_s /= o->jobs;
+        print_run(o, run, engine_now() - start, &t);
     }
-    image_timing(image, &t);
-    print_run(o, run, engine_now() - start, &t);
-    image_error(image, err);
-    image_finish(image);
+    for (int i = 0; i < o->jobs; i++) {
+        if (images[i] != NULL && err->code == 0)
+            image_error(images[i], err);
+        image_finish(images[i]);
+    }
     return err->code;
 }
 
