@@ -186,6 +186,16 @@ void block_list_finish(struct block_list *list)
     *list = (struct block_list){0};
 }
 
+uint64_t block_list_present_bytes(const struct block_list *list)
+{
+    uint64_t bytes = 0;
+
+    for (size_t i = 0; i < list->count; i++)
+        if (list->blocks[i]->memory != NULL)
+            bytes += list->blocks[i]->bytes;
+    return bytes;
+}
+
 void block_bind(struct block *block, void *memory)
 {
     block->memory = memory;

@@ -77,6 +77,9 @@ int block_end(struct block_builder *builder, struct error *err);
 
 void block_list_finish(struct block_list *list);
 
+/* Of the blocks that are on the device. */
+uint64_t block_list_present_bytes(const struct block_list *list);
+
 /* Places the block at `memory` (NULL: nowhere) and points the model's tensors into it. */
 void block_bind(struct block *block, void *memory);
 /* Queues the copies that fill a bound block. Errors appear at the back end's next sync. */

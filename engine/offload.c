@@ -74,9 +74,7 @@ uint64_t offload_present_bytes(const struct offload *offload)
     uint64_t bytes = 0;
 
     for (size_t l = 0; l < offload->list_count; l++)
-        for (size_t i = 0; i < offload->lists[l]->count; i++)
-            if (offload->lists[l]->blocks[i]->memory != NULL)
-                bytes += offload->lists[l]->blocks[i]->bytes;
+        bytes += block_list_present_bytes(offload->lists[l]);
     return bytes;
 }
 

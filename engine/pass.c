@@ -54,6 +54,19 @@ int pass_allocate(struct engine *engine, uint64_t bytes, const char *what, uintp
     return memory_short(engine, err);
 }
 
+/* What an image needs once passes beside the weights of the steps that are there, if it can: to
+ * load those anew would cost more than it saves. */
+static uint64_t room_beside_steps(const struct engine *engine, const struct block_list *list,
+                                  uint64_t room)
+{
+    const struct block_list *step = &engine->transformer.step;
+    uint64_t kept = block_list_present_bytes(step);
+
+    if (list == step)
+        return room;
+    return room >= kept + list->least_bytes ? room - kept : list->least_bytes;
+}
+
 static int plan_weights(struct engine *engine, struct block_list *list, struct error *err)
 {
     uint64_t room = engine_room(engine), workspace = in_pages(engine, engine->workspace_bytes);
@@ -61,7 +74,8 @@ static int plan_weights(struct engine *engine, struct block_list *list, struct e
 
     if (room < workspace + list->least_bytes)
         return error_set(err, EAGAIN, "there is less memory than there was");
-    result = offload_begin(&engine->offload, list, room - workspace, err);
+    room = room_beside_steps(engine, list, room - workspace);
+    result = offload_begin(&engine->offload, list, room, err);
     if (result == -ENOMEM)
         return memory_short(engine, err);
     if (result == 0 && list == &engine->transformer.step) {
