@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 """A step of training as a CUDA graph: launched in one piece, so that a GPU need not wait for Python
-(a step of the transformer is some two thousand launches)."""
+(a step of the transformer is thousands of launches)."""
 import collections
 
 import torch
