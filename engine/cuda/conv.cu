@@ -72,20 +72,22 @@ static void gather(struct cuda_backend *cuda, const struct gather *args)
         launch(cuda, "conv", blocks_for(elements, BLOCK), BLOCK, gather_kernel<1>, *args);
 }
 
-/* ---- results of few channels ---- */
+/* ---- products that go to the workspace first, in fp32 ---- */
 
 /* Matrix units want multiples of 8 channels. Fewer than this are made up to that: weights and bias
- * are copied with zeros behind them, and the product goes to the workspace first. */
+ * are copied with zeros behind them. */
 enum { NARROW = 64, UNIT = 8 };
 
-struct narrow {
-    bf16 *weight, *bias; /* [channels, k], [channels] */
+/* Of narrow results, and of those that are added to y: cuBLASLt may round a product to bf16 before
+ * it adds y. */
+struct detour {
+    bf16 *weight, *bias; /* [channels, k], [channels] of narrow results, else NULL */
     float *product;      /* [run, channels] */
-    int64_t channels;    /* a multiple of 8; 0: y is not narrow */
+    int64_t channels;    /* 0: the product goes to y */
 };
 
 /* grid ⌈channels·(k + 1)/256⌉, block 256: a thread writes one element. */
-__global__ void narrow_kernel(struct narrow narrow, struct tensor weight, struct tensor bias)
+__global__ void narrow_kernel(struct detour narrow, struct tensor weight, struct tensor bias)
 {
     int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x, k = weight.cols;
     int64_t row = i / (k + 1), col = i % (k + 1);
@@ -102,35 +104,37 @@ __global__ void narrow_kernel(struct narrow narrow, struct tensor weight, struct
 
 /* ---- all of it ---- */
 
-/* The tile area: gathered rows, and what a narrow result needs. Returns how many pixels go into it,
+/* The tile area: gathered rows, and what a detour needs. Returns how many pixels go into it,
  * whole rows of the matrix units' tiles if it can be. */
 static int64_t divide(struct cuda_backend *cuda, const struct conv *args, struct gather *part,
-                      struct narrow *narrow)
+                      struct detour *detour)
 {
     int64_t k = args->weight.cols, n = args->y.cols, run;
     char *area = (char *)cuda_tile_area(cuda);
     size_t room = CUDA_TILE_BYTES;
 
-    *narrow = {};
+    *detour = {};
+    if (args->accumulate)
+        detour->channels = n;
     if (n % UNIT != 0 && n < NARROW) {
-        narrow->channels = (n + UNIT - 1) / UNIT * UNIT;
-        narrow->weight = (bf16 *)area;
-        narrow->bias = narrow->weight + narrow->channels * k;
+        detour->channels = (n + UNIT - 1) / UNIT * UNIT;
+        detour->weight = (bf16 *)area;
+        detour->bias = detour->weight + detour->channels * k;
         /* channels · (k + 1) elements of bf16 are a multiple of 16 bytes */
-        area += (size_t)(narrow->channels * (k + 1)) * sizeof(bf16);
-        room -= (size_t)(narrow->channels * (k + 1)) * sizeof(bf16);
+        area += (size_t)(detour->channels * (k + 1)) * sizeof(bf16);
+        room -= (size_t)(detour->channels * (k + 1)) * sizeof(bf16);
     }
-    run = (int64_t)(room / ((size_t)k * sizeof(bf16) + (size_t)narrow->channels * sizeof(float)));
+    run = (int64_t)(room / ((size_t)k * sizeof(bf16) + (size_t)detour->channels * sizeof(float)));
+    run -= run % (run > 128 ? 128 : 4); /* which keeps the rows at multiples of 16 bytes */
     assert(run > 0);
-    run = run > 128 ? run - run % 128 : run;
-    narrow->product = (float *)area;
-    part->rows = (bf16 *)(narrow->product + run * narrow->channels);
+    detour->product = (float *)area;
+    part->rows = (bf16 *)(detour->product + run * detour->channels);
     return run;
 }
 
 /* Some rows of y from the gathered ones. */
 static void multiply(struct cuda_backend *cuda, const struct conv *args, const struct gather *part,
-                     const struct narrow *narrow, struct tensor y)
+                     const struct detour *detour, struct tensor y)
 {
     struct gemm product = {};
 
@@ -146,17 +150,17 @@ static void multiply(struct cuda_backend *cuda, const struct conv *args, const s
     product.k = args->weight.cols;
     product.y_dtype = y.dtype;
     product.alpha = 1.0f;
-    product.accumulate = args->accumulate;
-    if (narrow->channels != 0) {
-        struct tensor wide = tensor_of(narrow->product, DTYPE_F32, y.rows, narrow->channels);
-
-        product.w = narrow->weight;
+    if (detour->weight != NULL) {
+        product.w = detour->weight;
         product.w_stride = args->weight.cols;
-        product.bias = narrow->bias;
-        product.y = narrow->product;
-        product.n = product.y_stride = narrow->channels;
+        product.bias = detour->bias;
+    }
+    if (detour->channels != 0) {
+        struct tensor wide = tensor_of(detour->product, DTYPE_F32, y.rows, detour->channels);
+
+        product.y = detour->product;
+        product.n = product.y_stride = detour->channels;
         product.y_dtype = DTYPE_F32;
-        product.accumulate = false;
         cuda_gemm(cuda, &product);
         wide = tensor_cols(wide, 0, y.cols);
         args->accumulate ? cuda_add(&cuda->base, y, wide) : cuda_copy(&cuda->base, y, wide);
@@ -172,17 +176,17 @@ extern "C" void cuda_conv(struct backend *backend, const struct conv *args)
     struct cuda_backend *cuda = cuda_of(backend);
     int64_t above = (int64_t)args->first * (args->upsample ? 2 * args->width : args->width), run;
     struct gather part = {*args, NULL, 0, 0};
-    struct narrow narrow;
+    struct detour detour;
 
     assert(args->x.dtype == DTYPE_BF16);
-    run = divide(cuda, args, &part, &narrow);
-    if (narrow.channels != 0)
-        launch(cuda, "conv", blocks_for(narrow.channels * (args->weight.cols + 1), BLOCK), BLOCK,
-               narrow_kernel, narrow, args->weight, args->bias);
+    run = divide(cuda, args, &part, &detour);
+    if (detour.weight != NULL)
+        launch(cuda, "conv", blocks_for(detour.channels * (args->weight.cols + 1), BLOCK), BLOCK,
+               narrow_kernel, detour, args->weight, args->bias);
     for (int64_t done = 0; done < args->y.rows; done += run) {
         part.first = above + done;
         part.count = args->y.rows - done < run ? args->y.rows - done : run;
         gather(cuda, &part);
-        multiply(cuda, args, &part, &narrow, tensor_rows(args->y, done, part.count));
+        multiply(cuda, args, &part, &detour, tensor_rows(args->y, done, part.count));
     }
 }

@@ -11,10 +11,12 @@
 /* What addresses and rows must be multiples of for the matrix units' loads. */
 enum { ALIGNMENT = 16, ALIGNED_ELEMENTS = 8 };
 
-enum { PROPOSALS = 8, REPEATS = 3 };
+/* How algorithms are compared: a dozen shapes of an image take about half a second. */
+enum { PROPOSALS = 16, WARM_RUNS = 4, FINALISTS = 4, FINAL_ROUNDS = 2, FINAL_RUNS = 4 };
 
-/* A product that takes less is not worth comparing. */
+/* A product that takes less is not worth comparing; and how long proposals of a shape are tried. */
 #define WORTH_MS 0.02f
+#define SHAPE_MS 20.0f
 
 static void plan_finish(struct gemm_plan *plan)
 {
@@ -72,8 +74,7 @@ static struct gemm_shape shape_of(const struct gemm *args)
                                .y_dtype = args->y_dtype,
                                .plain_w = args->plain_w,
                                .epilogue = epilogue_of(args),
-                               .biased = args->bias != NULL,
-                               .accumulate = args->accumulate};
+                               .biased = args->bias != NULL};
 }
 
 /* Which bias it is, is no part of a plan. */
@@ -116,6 +117,8 @@ static int proposals(const struct gemm_plan *plan, cublasLtHandle_t blas,
     cublasLtMatmulPreference_t preference;
     size_t workspace_bytes = CUDA_BLAS_BYTES;
     uint32_t alignment = ALIGNMENT;
+    /* Parts of a sum are never rounded to the type of y. */
+    uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     int count = 0, good = 0;
     bool set;
 
@@ -123,7 +126,9 @@ static int proposals(const struct gemm_plan *plan, cublasLtHandle_t blas,
         return 0;
     set =
         !cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                              &workspace_bytes, sizeof workspace_bytes);
+                                              &workspace_bytes, sizeof workspace_bytes) &&
+        !cublasLtMatmulPreferenceSetAttribute(
+            preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions);
     for (size_t i = 0; set && i < sizeof alignments / sizeof *alignments; i++)
         set = !cublasLtMatmulPreferenceSetAttribute(preference, alignments[i], &alignment,
                                                     sizeof alignment);
@@ -150,7 +155,7 @@ static bool algorithm_possible(const struct gemm_plan *plan, cublasLtHandle_t bl
 static cublasStatus_t product_queue(struct cuda_backend *cuda, struct gemm_plan *plan,
                                     const struct gemm *args, const cublasLtMatmulAlgo_t *algorithm)
 {
-    float beta = args->accumulate ? 1.0f : 0.0f;
+    float beta = 0.0f;
 
     if (args->bias != NULL)
         bias_set(plan, args->y_dtype == DTYPE_F32 ? cuda_bias_area(cuda) : args->bias);
@@ -159,38 +164,67 @@ static cublasStatus_t product_queue(struct cuda_backend *cuda, struct gemm_plan 
                           cuda_blas_area(cuda), CUDA_BLAS_BYTES, cuda->compute);
 }
 
-/* Milliseconds of some runs, after one that is not counted. */
+/* Milliseconds of one of some runs in a row; infinity if the algorithm fails. */
 static float measure(struct cuda_backend *cuda, struct gemm_plan *plan, const struct gemm *args,
-                     const cublasLtMatmulAlgo_t *algorithm)
+                     const cublasLtMatmulAlgo_t *algorithm, int runs)
 {
     float ms = INFINITY;
-    bool good = product_queue(cuda, plan, args, algorithm) == CUBLAS_STATUS_SUCCESS &&
-                cudaEventRecord(cuda->plans.begin, cuda->compute) == cudaSuccess;
+    bool good = cudaEventRecord(cuda->plans.begin, cuda->compute) == cudaSuccess;
 
-    for (int i = 0; i < REPEATS && good; i++)
+    for (int i = 0; i < runs && good; i++)
         good = product_queue(cuda, plan, args, algorithm) == CUBLAS_STATUS_SUCCESS;
     good = good && cudaEventRecord(cuda->plans.end, cuda->compute) == cudaSuccess &&
            cudaEventSynchronize(cuda->plans.end) == cudaSuccess &&
            cudaEventElapsedTime(&ms, cuda->plans.begin, cuda->plans.end) == cudaSuccess;
-    return good ? ms : INFINITY;
+    return good ? ms / (float)runs : INFINITY;
 }
 
-/* The fastest of some proposals, or the first if that is short. */
+struct candidate {
+    const cublasLtMatmulAlgo_t *algorithm;
+    float ms;
+};
+
+static int candidate_compare(const void *a, const void *b)
+{
+    float x = ((const struct candidate *)a)->ms, y = ((const struct candidate *)b)->ms;
+
+    return (x > y) - (x < y);
+}
+
+/* Each proposal once, after a run that loads its code, until time is up; then the best few in turn,
+ * as clocks drift. A product that is short keeps the first. */
 static void plan_measure(struct cuda_backend *cuda, struct gemm_plan *plan, const struct gemm *args,
                          const cublasLtMatmulHeuristicResult_t *found, int count)
 {
-    float best = INFINITY;
+    struct candidate all[PROPOSALS];
+    float spent = 0;
+    int tried = 0;
 
-    for (int i = 0; i < count && best > WORTH_MS * REPEATS; i++) {
-        float ms = measure(cuda, plan, args, &found[i].algo);
+    measure(cuda, plan, args, &found[0].algo, WARM_RUNS);
+    while (tried < count && spent < SHAPE_MS) {
+        const cublasLtMatmulAlgo_t *algorithm = &found[tried].algo;
+        float ms = measure(cuda, plan, args, algorithm, 1);
 
-        if (ms < best) {
-            best = ms;
-            plan->algorithm = found[i].algo;
-        }
+        if (ms < INFINITY)
+            ms = measure(cuda, plan, args, algorithm, 1);
+        all[tried++] = (struct candidate){algorithm, ms};
+        spent += ms < INFINITY ? 2 * ms : 0;
+        if (tried == 1 && ms < WORTH_MS)
+            break;
     }
-    if (best < INFINITY)
-        gemm_cache_add(&cuda->plans.cache, &(struct gemm_choice){plan->shape, plan->algorithm});
+    qsort(all, (size_t)tried, sizeof *all, candidate_compare);
+    tried = tried < FINALISTS ? tried : FINALISTS;
+    for (int round = 0; round < FINAL_ROUNDS && tried > 1; round++)
+        for (int i = 0; i < tried; i++) {
+            float ms = measure(cuda, plan, args, all[i].algorithm, FINAL_RUNS);
+
+            all[i].ms = round == 0 || ms < all[i].ms ? ms : all[i].ms;
+        }
+    qsort(all, (size_t)tried, sizeof *all, candidate_compare);
+    if (all[0].ms == INFINITY)
+        return;
+    plan->algorithm = *all[0].algorithm;
+    gemm_cache_add(&cuda->plans.cache, &(struct gemm_choice){plan->shape, plan->algorithm});
 }
 
 /* Takes the algorithm measured before, or measures, or takes the first proposal. */
@@ -208,9 +242,8 @@ static bool plan_choose(struct cuda_backend *cuda, struct gemm_plan *plan, const
     if (count == 0)
         return false;
     plan->algorithm = found[0].algo;
-    /* One that is added to y can't be run again and again; and without a place to remember the
-     * outcome, another start might compute other bits. */
-    if (known == NULL && !args->accumulate && cuda->plans.cache.path[0] != '\0')
+    /* Without a place to remember the outcome, another start might compute other bits. */
+    if (known == NULL && cuda->plans.cache.path[0] != '\0')
         plan_measure(cuda, plan, args, found, count);
     return true;
 }

@@ -31,7 +31,7 @@ template <typename Y> __global__ void plain_kernel(struct gemm args, int64_t w_n
     if (row < args.m && col < args.n) {
         sum = args.alpha * sum + (args.bias != NULL ? load(&bias[col]) : 0);
         Y *y = (Y *)args.y + row * args.y_stride + col;
-        store(y, activate(sum, args.activation) + (args.accumulate ? load(y) : 0));
+        store(y, activate(sum, args.activation));
     }
 }
 

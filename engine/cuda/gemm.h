@@ -18,9 +18,7 @@
 
 struct cuda_backend;
 
-/* y = activation(alpha·x·w + bias), or y += that if `accumulate`, then without an activation; only
- * GELU is known here: x
- * bf16 [m,k], y [m,n]; w bf16, [n,k] and used transposed, or [k,n] with `plain_w`; strides in
+/* y = activation(alpha·x·w + bias); only GELU is known here: x bf16 [m,k], y [m,n]; w bf16, [n,k] and used transposed, or [k,n] with `plain_w`; strides in
  * elements; bias bf16 [n] or NULL. */
 struct gemm {
     void *y;
@@ -28,7 +26,7 @@ struct gemm {
     int64_t y_stride, x_stride, w_stride;
     int64_t m, n, k;
     enum dtype y_dtype; /* DTYPE_BF16 or DTYPE_F32 */
-    bool plain_w, accumulate;
+    bool plain_w;
     float alpha;
     enum activation activation;
 };

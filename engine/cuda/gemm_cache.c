@@ -17,8 +17,7 @@ bool gemm_shape_same(const struct gemm_shape *a, const struct gemm_shape *b)
 {
     return a->m == b->m && a->n == b->n && a->k == b->k && a->y_stride == b->y_stride &&
            a->x_stride == b->x_stride && a->w_stride == b->w_stride && a->y_dtype == b->y_dtype &&
-           a->plain_w == b->plain_w && a->epilogue == b->epilogue && a->biased == b->biased &&
-           a->accumulate == b->accumulate;
+           a->plain_w == b->plain_w && a->epilogue == b->epilogue && a->biased == b->biased;
 }
 
 const struct gemm_choice *gemm_cache_find(const struct gemm_cache *cache,
@@ -102,7 +101,6 @@ static bool read_choice(const char *line, struct gemm_choice *choice)
         return false;
     s->plain_w = plain_w != 0;
     s->biased = biased != 0;
-    s->accumulate = false;
     for (size_t i = 0; i < WORDS; i++) {
         int more = 0;
 
@@ -145,7 +143,7 @@ void gemm_cache_open(struct gemm_cache *cache, const char *device, size_t librar
 {
     *cache = (struct gemm_cache){0};
     find_path(cache->path, sizeof cache->path);
-    snprintf(cache->head, sizeof cache->head, "fluxfs products 1, cuBLASLt %zu, %s\n",
+    snprintf(cache->head, sizeof cache->head, "fluxfs products 2, cuBLASLt %zu, %s\n",
              library_version, device);
     if (cache->path[0] != '\0')
         read_file(cache);

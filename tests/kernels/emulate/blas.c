@@ -23,15 +23,19 @@ struct layout {
     int64_t stride; /* from one column to the next */
 };
 
+/* Ways to add parts of a sum that round them to the type of the result. */
+enum { ROUNDING = CUBLASLT_REDUCTION_SCHEME_INPLACE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE };
+
 struct preference {
     uint64_t workspace_bytes;
     uint32_t alignment[4]; /* of A, B, C, D */
+    uint32_t reductions;   /* cublasLtReductionScheme_t that are allowed */
 };
 
 /* What an algorithm remembers of what it was chosen for. */
 struct choice {
     uint64_t m, n, workspace_bytes;
-    uint32_t alignment[4];
+    uint32_t alignment[4], reductions;
     uint64_t number;
 };
 _Static_assert(sizeof(struct choice) <= sizeof(cublasLtMatmulAlgo_t), "");
@@ -43,6 +47,7 @@ struct product_work {
     const void *a_at, *b_at, *c_at;
     void *d_at;
     float alpha, beta;
+    bool rounds; /* parts of a sum, to the type of the result */
 };
 
 static void demand(bool good, const char *what)
@@ -104,8 +109,10 @@ static float finished(const struct product_work *w, float sum, uint64_t row, uin
     cublasLtEpilogue_t epilogue = w->product.epilogue;
     float y = w->alpha * sum;
 
+    /* (Some real ones keep the product in the type of the result before c is added.) */
     if (w->beta != 0)
-        y += w->beta * element(&w->c, w->c_at, row, col);
+        y = (w->d.type == CUDA_R_32F ? y : bf16_value(bf16_of(y))) +
+            w->beta * element(&w->c, w->c_at, row, col);
     if (epilogue == CUBLASLT_EPILOGUE_BIAS || epilogue == CUBLASLT_EPILOGUE_GELU_BIAS)
         y += w->d.type == CUDA_R_32F ? ((const float *)w->product.bias)[row]
                                      : bf16_value(((const uint16_t *)w->product.bias)[row]);
@@ -129,8 +136,11 @@ static void product_run(void *args)
             size_t place = (size_t)j * (size_t)w->d.stride + i;
             float sum = 0, y;
 
-            for (uint64_t l = 0; l < k; l++)
+            for (uint64_t l = 0; l < k; l++) {
                 sum += a[i * k + l] * b[j * k + l];
+                if (w->rounds && l == k / 2)
+                    sum = bf16_value(bf16_of(sum));
+            }
             y = finished(w, sum, i, j);
             if (w->d.type == CUDA_R_32F)
                 ((float *)w->d_at)[place] = y;
@@ -171,6 +181,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t blas, cublasLtMatmulDesc_t produc
                   w.product.epilogue == CUBLASLT_EPILOGUE_GELU_BIAS;
 
     memcpy(&choice, algo, sizeof choice);
+    w.rounds = w.d.type == CUDA_R_16BF && (choice.reductions & ROUNDING) != 0;
     demand(choice.m == w.d.rows && choice.n == w.d.cols, "an algorithm for another shape");
     demand(choice.number != 1, "an algorithm that was said to fail");
     demand(choice.workspace_bytes <= workspace_bytes, "less workspace than was promised");
@@ -274,6 +285,7 @@ cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *prefer
     demand(made != NULL, "out of memory");
     for (int i = 0; i < 4; i++)
         made->alignment[i] = 256;
+    made->reductions = CUBLASLT_REDUCTION_SCHEME_MASK;
     *preference = (cublasLtMatmulPreference_t)made;
     return CUBLAS_STATUS_SUCCESS;
 }
@@ -293,6 +305,8 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t d
 
     if (attribute == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES)
         take(&preference->workspace_bytes, sizeof preference->workspace_bytes, value, bytes);
+    else if (attribute == CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK)
+        take(&preference->reductions, sizeof preference->reductions, value, bytes);
     else if (which >= 0 && which < 4)
         take(&preference->alignment[which], sizeof preference->alignment[which], value, bytes);
     else
@@ -328,6 +342,7 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t blas, cublasLtMat
                     (const struct layout *)b, (const struct layout *)c, d_layout))
         return CUBLAS_STATUS_NOT_SUPPORTED;
     choice.workspace_bytes = preference->workspace_bytes;
+    choice.reductions = preference->reductions;
     memcpy(choice.alignment, preference->alignment, sizeof choice.alignment);
     for (; *count < most && *count < 3; ++*count) {
         cublasLtMatmulHeuristicResult_t *result = &results[*count];
