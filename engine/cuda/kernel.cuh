@@ -42,27 +42,15 @@ template <typename T, int N> struct alignas(N * sizeof(T)) pack {
     T v[N];
 };
 
-/* N neighbours as one access if they are known to lie at a multiple of their size. */
-template <bool WIDE, int N, typename T> __device__ inline pack<T, N> pack_load(const T *from)
+/* N floats, a multiple of 4, that lie at a multiple of 16 bytes. */
+template <int N> __device__ inline void floats_load(float to[N], const float *from)
 {
-    if constexpr (WIDE) {
-        return *(const pack<T, N> *)from;
-    } else {
-        pack<T, N> v;
+    for (int i = 0; i < N; i += 4) {
+        pack<float, 4> v = *(const pack<float, 4> *)(from + i);
 
-        for (int j = 0; j < N; j++)
-            v.v[j] = from[j];
-        return v;
+        for (int j = 0; j < 4; j++)
+            to[i + j] = v.v[j];
     }
-}
-
-template <bool WIDE, int N, typename T> __device__ inline void pack_store(T *to, pack<T, N> v)
-{
-    if constexpr (WIDE)
-        *(pack<T, N> *)to = v;
-    else
-        for (int j = 0; j < N; j++)
-            to[j] = v.v[j];
 }
 
 __device__ inline float sigmoid(float x)

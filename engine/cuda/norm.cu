@@ -8,7 +8,7 @@ enum { BLOCK = 256 };
 
 /* ---- over a row ---- */
 
-enum { ROW_BLOCK = 128 }; /* 3072 elements are 3 packs of 8 for each thread */
+enum { ROW_BLOCK = 128, WIDE = 8, WIDE_THREADS = 1024, WIDE_ROWS = 4 };
 
 /* y = (x − mean)·inverse·weight + bias, or with `modulated` ·(1 + weight) + bias; RMS: no mean, no
  * bias. */
@@ -18,9 +18,8 @@ struct row_norm {
     bool rms, modulated;
 };
 
-/* grid rows, block 128: a block norms one row; a thread takes N neighbouring elements, then those
- * 128·N farther. The row is read three times and stays in the L1 cache. y may be x. */
-template <int N>
+/* grid rows, block 128: a block norms one row; a thread takes every 128th element. For rows of any
+ * length and place: the row is read three times and stays in the L1 cache. y may be x. */
 __global__ void row_norm_kernel(struct tensor y, struct tensor x, struct row_norm norm)
 {
     const bf16 *in = (const bf16 *)x.data + blockIdx.x * x.stride;
@@ -28,53 +27,121 @@ __global__ void row_norm_kernel(struct tensor y, struct tensor x, struct row_nor
     float sum = 0, squares = 0, mean = 0;
 
     if (!norm.rms) {
-        for (int64_t i = threadIdx.x * N; i < x.cols; i += ROW_BLOCK * N) {
-            pack<bf16, N> v = *(const pack<bf16, N> *)(in + i);
-            for (int j = 0; j < N; j++)
-                sum += load(&v.v[j]);
-        }
+        for (int64_t i = threadIdx.x; i < x.cols; i += ROW_BLOCK)
+            sum += load(&in[i]);
         mean = block_reduce<ROW_BLOCK, false>(sum) / (float)x.cols;
     }
-    for (int64_t i = threadIdx.x * N; i < x.cols; i += ROW_BLOCK * N) {
-        pack<bf16, N> v = *(const pack<bf16, N> *)(in + i);
-        for (int j = 0; j < N; j++)
-            squares += (load(&v.v[j]) - mean) * (load(&v.v[j]) - mean);
-    }
+    for (int64_t i = threadIdx.x; i < x.cols; i += ROW_BLOCK)
+        squares += (load(&in[i]) - mean) * (load(&in[i]) - mean);
     squares = block_reduce<ROW_BLOCK, false>(squares);
     float inverse = 1.0f / sqrtf(squares / (float)x.cols + norm.eps);
 
-    for (int64_t i = threadIdx.x * N; i < x.cols; i += ROW_BLOCK * N) {
-        pack<bf16, N> v = *(const pack<bf16, N> *)(in + i);
-        for (int j = 0; j < N; j++) {
-            float weight = norm.weight != NULL ? norm.weight[i + j] : 1.0f;
-            float bias = norm.bias != NULL ? norm.bias[i + j] : 0.0f;
+    for (int64_t i = threadIdx.x; i < x.cols; i += ROW_BLOCK) {
+        float weight = norm.weight != NULL ? norm.weight[i] : 1.0f;
+        float bias = norm.bias != NULL ? norm.bias[i] : 0.0f;
 
-            weight = norm.modulated ? 1.0f + weight : weight;
-            store(&v.v[j], (load(&v.v[j]) - mean) * inverse * weight + bias);
-        }
-        *(pack<bf16, N> *)(out + i) = v;
+        weight = norm.modulated ? 1.0f + weight : weight;
+        store(&out[i], (load(&in[i]) - mean) * inverse * weight + bias);
     }
 }
 
-static bool packs(struct tensor t, int n)
+/* The sum over a block of whole warps. Two places take turns, so that one barrier is enough: who
+ * writes to a place has passed the other's barrier, behind all reads of it. */
+__device__ static inline float turns_sum(float x, float (*places)[WIDE_THREADS / 32], int *turn)
 {
-    return t.cols % n == 0 && t.stride % n == 0 &&
-           (uintptr_t)t.data % ((size_t)n * sizeof(bf16)) == 0;
+    float *parts = places[*turn], sum = 0;
+
+    *turn ^= 1;
+    x = warp_sum(x);
+    if (threadIdx.x % 32 == 0)
+        parts[threadIdx.x / 32] = x;
+    __syncthreads();
+    for (unsigned i = 0; i < blockDim.x / 32; i++)
+        sum += parts[i];
+    return sum;
+}
+
+/* grid ⌈rows/each⌉, block a thread for 8 neighbours of a row, made up to whole warps: a block norms
+ * `each` rows. A thread keeps its elements, and its weights for all rows, in registers, and reads
+ * the next row ahead. y may be x. */
+__global__ void __launch_bounds__(WIDE_THREADS)
+    wide_norm_kernel(struct tensor y, struct tensor x, struct row_norm norm, int each)
+{
+    __shared__ float places[2][WIDE_THREADS / 32];
+    int64_t row = (int64_t)blockIdx.x * each, last = min(row + each, x.rows) - 1;
+    int i = (int)threadIdx.x * WIDE, turn = 0;
+    const bf16 *in = (const bf16 *)x.data + row * x.stride + i;
+    bf16 *out = (bf16 *)y.data + row * y.stride + i;
+    bool there = i < (int)x.cols;
+    float weight[WIDE], bias[WIDE], count = (float)x.cols;
+    pack<bf16, WIDE> next;
+
+    for (int j = 0; j < WIDE; j++) {
+        weight[j] = 1.0f;
+        bias[j] = 0.0f;
+        store(&next.v[j], 0.0f);
+    }
+    if (there) {
+        next = *(const pack<bf16, WIDE> *)in;
+        if (norm.weight != NULL)
+            floats_load<WIDE>(weight, norm.weight + i);
+        if (norm.bias != NULL)
+            floats_load<WIDE>(bias, norm.bias + i);
+    }
+    for (int j = 0; j < WIDE; j++)
+        weight[j] = norm.modulated ? 1.0f + weight[j] : weight[j];
+    for (; row <= last; row++, out += y.stride) {
+        pack<bf16, WIDE> v = next;
+        float sum = 0, squares = 0, mean = 0;
+
+        in += x.stride;
+        if (there && row < last)
+            next = *(const pack<bf16, WIDE> *)in;
+        if (!norm.rms) {
+            for (int j = 0; j < WIDE; j++)
+                sum += load(&v.v[j]);
+            mean = turns_sum(sum, places, &turn) / count;
+        }
+        if (there)
+            for (int j = 0; j < WIDE; j++)
+                squares += (load(&v.v[j]) - mean) * (load(&v.v[j]) - mean);
+        squares = turns_sum(squares, places, &turn);
+        float inverse = 1.0f / sqrtf(squares / count + norm.eps);
+
+        for (int j = 0; j < WIDE; j++)
+            store(&v.v[j], (load(&v.v[j]) - mean) * inverse * weight[j] + bias[j]);
+        if (there)
+            *(pack<bf16, WIDE> *)out = v;
+    }
+}
+
+static bool packs(struct tensor t)
+{
+    return t.cols % WIDE == 0 && t.stride % WIDE == 0 &&
+           (uintptr_t)t.data % (WIDE * sizeof(bf16)) == 0;
+}
+
+static bool aligned(const float *floats)
+{
+    return (uintptr_t)floats % (4 * sizeof(float)) == 0;
 }
 
 static void row_norm(struct backend *backend, struct tensor y, struct tensor x,
                      struct row_norm norm, const char *what)
 {
-    enum { WIDE = 8 };
     struct cuda_backend *cuda = cuda_of(backend);
+    /* Few rows had better spread over the device. */
+    int each = x.rows < 1024 ? 1 : WIDE_ROWS;
 
     assert(x.dtype == DTYPE_BF16 && y.dtype == DTYPE_BF16);
     if (x.rows == 0)
         return;
-    if (packs(x, WIDE) && packs(y, WIDE))
-        launch(cuda, what, (unsigned)x.rows, ROW_BLOCK, row_norm_kernel<WIDE>, y, x, norm);
+    if (packs(x) && packs(y) && aligned(norm.weight) && aligned(norm.bias) &&
+        x.cols <= WIDE_THREADS * WIDE)
+        launch(cuda, what, blocks_for(x.rows, each), 32 * blocks_for(x.cols, 32 * WIDE),
+               wide_norm_kernel, y, x, norm, each);
     else
-        launch(cuda, what, (unsigned)x.rows, ROW_BLOCK, row_norm_kernel<1>, y, x, norm);
+        launch(cuda, what, (unsigned)x.rows, ROW_BLOCK, row_norm_kernel, y, x, norm);
 }
 
 extern "C" void cuda_layer_norm(struct backend *backend, struct tensor y, struct tensor x,
@@ -104,13 +171,21 @@ extern "C" void cuda_rms_norm(struct backend *backend, struct tensor y, struct t
 
 /* ---- over a head ---- */
 
+/* The pair (a, b) normed and rotated, as it lies in memory. */
+__device__ static inline void pair_rotate(bf16 *pair, float inverse, const float *weight,
+                                          const float *angle)
+{
+    float a = load(&pair[0]) * inverse * weight[0], b = load(&pair[1]) * inverse * weight[1];
+
+    store(&pair[0], a * angle[0] - b * angle[1]);
+    store(&pair[1], b * angle[0] + a * angle[1]);
+}
+
 /* grid ⌈rows·heads/8⌉, block 256 of 8 warps: a warp norms and rotates one head of one row; a lane
- * takes 4 neighbouring elements (2, if not WIDE), then those a warp's width farther. */
-template <bool WIDE>
+ * takes every 32nd pair. For heads of any size and place. */
 __global__ void head_norm_rope_kernel(struct tensor x, const float *weight, struct tensor rope,
                                       int size, float eps)
 {
-    enum { N = WIDE ? 4 : 2 };
     int heads = (int)(x.cols / size), lane = threadIdx.x % 32;
     int64_t item = (int64_t)blockIdx.x * (BLOCK / 32) + threadIdx.x / 32, row = item / heads;
     bf16 *values = (bf16 *)x.data + row * x.stride + item % heads * size;
@@ -119,26 +194,55 @@ __global__ void head_norm_rope_kernel(struct tensor x, const float *weight, stru
 
     if (row >= x.rows)
         return;
-    for (int i = N * lane; i < size; i += 32 * N) {
-        pack<bf16, N> v = pack_load<WIDE, N>(values + i);
-
-        for (int j = 0; j < N; j++)
-            squares += load(&v.v[j]) * load(&v.v[j]);
-    }
+    for (int i = lane; i < size; i += 32)
+        squares += load(&values[i]) * load(&values[i]);
     float inverse = 1.0f / sqrtf(warp_sum(squares) / (float)size + eps);
 
-    for (int i = N * lane; i < size; i += 32 * N) {
-        pack<bf16, N> v = pack_load<WIDE, N>(values + i);
-        pack<float, N> w = pack_load<WIDE, N>(weight + i), angle = pack_load<WIDE, N>(angles + i);
+    for (int i = 2 * lane; i < size; i += 64)
+        pair_rotate(values + i, inverse, weight + i, angles + i);
+}
 
-        for (int j = 0; j < N; j += 2) {
-            float a = load(&v.v[j]) * inverse * w.v[j];
-            float b = load(&v.v[j + 1]) * inverse * w.v[j + 1];
+enum { HEAD_BLOCK = 128, HEADS_AHEAD = 3 };
 
-            store(&v.v[j], a * angle.v[j] - b * angle.v[j + 1]);
-            store(&v.v[j + 1], b * angle.v[j] + a * angle.v[j + 1]);
+/* grid rows, block 128: a block does one row. `lanes` neighbours, a power of two, share a head,
+ * each with 8 elements of it, and go on to others with the same weights and angles, of which they
+ * read 3 at once. */
+__global__ void __launch_bounds__(HEAD_BLOCK)
+    wide_heads_kernel(struct tensor x, const float *weights, struct tensor rope, int lanes,
+                      float eps)
+{
+    int at = (int)threadIdx.x % lanes * WIDE, size = lanes * WIDE, heads = (int)x.cols / size;
+    int group = (int)threadIdx.x / lanes, groups = HEAD_BLOCK / lanes;
+    bf16 *values = (bf16 *)x.data + blockIdx.x * x.stride + at;
+    float weight[WIDE], angle[WIDE];
+
+    floats_load<WIDE>(weight, weights + at);
+    floats_load<WIDE>(angle, (const float *)rope.data + blockIdx.x * rope.stride + at);
+    for (int first = 0; first < heads; first += HEADS_AHEAD * groups) {
+        pack<bf16, WIDE> v[HEADS_AHEAD];
+
+#pragma unroll
+        for (int u = 0; u < HEADS_AHEAD; u++) {
+            int head = min(first + u * groups + group, heads - 1);
+
+            v[u] = *(const pack<bf16, WIDE> *)(values + head * size);
         }
-        pack_store<WIDE, N>(values + i, v);
+#pragma unroll
+        for (int u = 0; u < HEADS_AHEAD; u++) {
+            int head = first + u * groups + group;
+            float squares = 0;
+
+            for (int j = 0; j < WIDE; j++)
+                squares += load(&v[u].v[j]) * load(&v[u].v[j]);
+            for (int mask = lanes / 2; mask > 0; mask /= 2)
+                squares += __shfl_xor_sync(0xffffffffu, squares, mask);
+            float inverse = 1.0f / sqrtf(squares / (float)size + eps);
+
+            for (int j = 0; j < WIDE; j += 2)
+                pair_rotate(&v[u].v[j], inverse, weight + j, angle + j);
+            if (head < heads)
+                *(pack<bf16, WIDE> *)(values + head * size) = v[u];
+        }
     }
 }
 
@@ -146,19 +250,20 @@ extern "C" void cuda_head_norm_rope(struct backend *backend, struct tensor x, st
                                     struct tensor rope, float eps)
 {
     struct cuda_backend *cuda = cuda_of(backend);
-    int size = (int)weight.cols;
-    unsigned grid = blocks_for(x.rows * (x.cols / size), BLOCK / 32);
+    int size = (int)weight.cols, lanes = size / WIDE;
     const float *w = (const float *)weight.data;
-    bool wide = size % 4 == 0 && x.stride % 4 == 0 && rope.stride % 4 == 0 &&
-                (uintptr_t)x.data % (4 * sizeof(bf16)) == 0 &&
-                ((uintptr_t)w | (uintptr_t)rope.data) % (4 * sizeof(float)) == 0;
+    bool wide = size % WIDE == 0 && lanes <= 32 && (lanes & (lanes - 1)) == 0 && packs(x) &&
+                aligned(w) && aligned((const float *)rope.data) && rope.stride % 4 == 0;
 
     assert(x.dtype == DTYPE_BF16);
-    if (grid == 0)
+    if (x.rows == 0 || x.cols == 0)
         return;
-    launch(cuda, "head_norm_rope", grid, BLOCK,
-           wide ? head_norm_rope_kernel<true> : head_norm_rope_kernel<false>, x, w, rope, size,
-           eps);
+    if (wide)
+        launch(cuda, "head_norm_rope", (unsigned)x.rows, HEAD_BLOCK, wide_heads_kernel, x, w, rope,
+               lanes, eps);
+    else
+        launch(cuda, "head_norm_rope", blocks_for(x.rows * (x.cols / size), BLOCK / 32), BLOCK,
+               head_norm_rope_kernel, x, w, rope, size, eps);
 }
 
 /* ---- over groups of channels and all rows ---- */

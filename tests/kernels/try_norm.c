@@ -28,7 +28,9 @@ static struct operand *choose_target(struct rig *rig, struct operand *x)
 
 static struct operand *choose_rows(struct rig *rig)
 {
-    int64_t rows = rig_size(rig, 70), cols = rig_size(rig, rig_chance(rig, 30) ? 3100 : 300);
+    bool many = rig_chance(rig, 10); /* so that a block of threads may take several */
+    int64_t rows = many ? rig_range(rig, 1020, 1040) : rig_size(rig, 70);
+    int64_t cols = rig_size(rig, !many && rig_chance(rig, 30) ? 3100 : 300);
     double centre = choose_centre(rig);
 
     rig_describe(rig, " [%lld,%lld] around %g", (long long)rows, (long long)cols, centre);
@@ -89,7 +91,8 @@ void try_rms_norm(struct rig *rig)
 
 void try_head_norm_rope(struct rig *rig)
 {
-    int64_t rows = rig_size(rig, 140), size = 2 * rig_size(rig, 66), heads = rig_range(rig, 1, 5);
+    int64_t rows = rig_size(rig, 140), size = 2 * rig_size(rig, 66);
+    int64_t heads = rig_range(rig, 1, rig_chance(rig, 30) ? 60 : 5);
     struct operand *x, *weight, *rope;
     struct grid values[3];
 
