@@ -8,7 +8,7 @@ enum { BLOCK = 256 };
 
 /* ---- over a row ---- */
 
-enum { ROW_BLOCK = 128, WIDE = 8, WIDE_THREADS = 1024, WIDE_ROWS = 4 };
+enum { ROW_BLOCK = 128, WIDE = 8, WIDE_THREADS = 576, WIDE_ROWS = 4 };
 
 /* y = (x − mean)·inverse·weight + bias, or with `modulated` ·(1 + weight) + bias; RMS: no mean, no
  * bias. */
@@ -63,8 +63,9 @@ __device__ static inline float turns_sum(float x, float (*places)[WIDE_THREADS /
 
 /* grid ⌈rows/each⌉, block a thread for 8 neighbours of a row, made up to whole warps: a block norms
  * `each` rows. A thread keeps its elements, and its weights for all rows, in registers, and reads
- * the next row ahead. y may be x. */
-__global__ void __launch_bounds__(WIDE_THREADS)
+ * the next row ahead. The bounds leave registers for three blocks of 384 on a processor. y may be
+ * x. */
+__global__ void __launch_bounds__(WIDE_THREADS, 2)
     wide_norm_kernel(struct tensor y, struct tensor x, struct row_norm norm, int each)
 {
     __shared__ float places[2][WIDE_THREADS / 32];
