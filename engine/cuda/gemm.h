@@ -18,8 +18,8 @@
 
 struct cuda_backend;
 
-/* y = activation(alpha·x·w + bias); only GELU is known here: x bf16 [m,k], y [m,n]; w bf16, [n,k] and used transposed, or [k,n] with `plain_w`; strides in
- * elements; bias bf16 [n] or NULL. */
+/* y = activation(alpha·x·w + bias); only GELU is known here: x bf16 [m,k], y [m,n]; w bf16, [n,k]
+ * and used transposed, or [k,n] with `plain_w`; strides in elements; bias bf16 [n] or NULL. */
 struct gemm {
     void *y;
     const void *x, *w, *bias;
