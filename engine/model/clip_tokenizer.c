@@ -204,24 +204,17 @@ static int encode_section(const struct clip_tokenizer *tokenizer, const char *te
 static int encode_text(const struct clip_tokenizer *tokenizer, const char *text, size_t text_bytes,
                        struct id_list *list, struct error *err)
 {
-    size_t section = 0;
-    for (size_t at = 0; at <= text_bytes && list->count < list->capacity; at++) {
+    int code = 0;
+    for (size_t at = 0; code == 0 && at < text_bytes && list->count < list->capacity;) {
         int32_t id = 0;
-        size_t special = 0;
-        if (at < text_bytes && text[at] == '<')
-            special = string_table_longest(&tokenizer->specials, text + at, text_bytes - at, &id);
-        if (special == 0 && at < text_bytes)
-            continue;
-        int code = encode_section(tokenizer, text + section, at - section, list, err);
-        if (code != 0)
-            return code;
-        if (special > 0 && list->count < list->capacity) {
+        size_t special;
+        size_t end = string_table_search(&tokenizer->specials, text, text_bytes, at, &special, &id);
+        code = encode_section(tokenizer, text + at, end - at, list, err);
+        if (code == 0 && special > 0 && list->count < list->capacity)
             list->ids[list->count++] = id;
-            section = at + special;
-            at = section - 1;
-        }
+        at = end + special;
     }
-    return 0;
+    return code;
 }
 
 int clip_tokenizer_encode(const struct clip_tokenizer *tokenizer, const char *text, int32_t *ids,

@@ -141,6 +141,18 @@ size_t string_table_longest(const struct string_table *table, const char *text, 
     return length;
 }
 
+size_t string_table_search(const struct string_table *table, const char *text, size_t text_bytes,
+                           size_t at, size_t *key_bytes, int32_t *value)
+{
+    for (; at < text_bytes; at++) {
+        *key_bytes = string_table_longest(table, text + at, text_bytes - at, value);
+        if (*key_bytes > 0)
+            return at;
+    }
+    *key_bytes = 0;
+    return at;
+}
+
 void string_table_finish(struct string_table *table)
 {
     free(table->slots);

@@ -47,4 +47,9 @@ int32_t string_walk_next(struct string_walk *walk);
 size_t string_table_longest(const struct string_table *table, const char *text, size_t text_bytes,
                             int32_t *value);
 
+/* The first place from `at` on where the text has a key, and the longest one there, as above; the
+ * text's end if there is none. */
+size_t string_table_search(const struct string_table *table, const char *text, size_t text_bytes,
+                           size_t at, size_t *key_bytes, int32_t *value);
+
 #endif

@@ -291,27 +291,19 @@ static int encode_words(const struct piece_model *model, struct scratch *scratch
 static int encode_text(const struct t5_tokenizer *tokenizer, const char *text, size_t text_bytes,
                        struct scratch *scratch, struct id_list *list)
 {
-    size_t section = 0;
-    for (size_t at = 0; at <= text_bytes && list->count < list->capacity; at++) {
+    int code = 0;
+    for (size_t at = 0; code == 0 && at < text_bytes && list->count < list->capacity;) {
         int32_t id = 0;
-        size_t special = 0;
-        if (at < text_bytes && text[at] == '<')
-            special = string_table_longest(&tokenizer->specials, text + at, text_bytes - at, &id);
-        if (special == 0 && at < text_bytes)
-            continue;
-        int code = clean_section(&tokenizer->model.charsmap, text + section, at - section,
-                                 &scratch->clean);
+        size_t special;
+        size_t end = string_table_search(&tokenizer->specials, text, text_bytes, at, &special, &id);
+        code = clean_section(&tokenizer->model.charsmap, text + at, end - at, &scratch->clean);
         if (code == 0)
             code = encode_words(&tokenizer->model, scratch, list);
-        if (code != 0)
-            return code;
-        if (special > 0 && list->count < list->capacity) {
+        if (code == 0 && special > 0 && list->count < list->capacity)
             list->ids[list->count++] = id;
-            section = at + special;
-            at = section - 1;
-        }
+        at = end + special;
     }
-    return 0;
+    return code;
 }
 
 int t5_tokenizer_encode(const struct t5_tokenizer *tokenizer, const char *text, int32_t *ids,

@@ -38,18 +38,6 @@ static unsigned round_number;
 static struct known *known; /* by id */
 static int64_t known_capacity;
 
-static struct queue *open_queue(void)
-{
-    struct queue_options options = {.folder = scratch_folder};
-    struct queue *opened = NULL;
-    struct error err = {0};
-    if (queue_open(&opened, &options, &err) != 0) {
-        fprintf(stderr, "%s\n", err.text);
-        exit(EXIT_FAILURE);
-    }
-    return opened;
-}
-
 /* ---- The child ---- */
 
 static void send_report(int kind, int64_t id, uint64_t token)
@@ -96,7 +84,7 @@ static void *work(void *unused)
 static void child_run(void)
 {
     pthread_t thread;
-    queue = open_queue();
+    queue = kit_open(0);
     for (uintptr_t i = 1; i <= WRITERS; i++) {
         pthread_create(&thread, NULL, write_prompts, (void *)i);
     }
@@ -176,7 +164,7 @@ static int compare_tokens(const void *left, const void *right)
 static void check_all(void)
 {
     struct queue_counts counts;
-    queue = open_queue();
+    queue = kit_open(0);
     queue_counts(queue, &counts);
     struct job_info *infos = calloc(counts.jobs + 1, sizeof *infos);
     uint64_t *tokens = calloc(counts.jobs + 1, sizeof *tokens);

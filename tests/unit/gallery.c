@@ -286,11 +286,6 @@ int main(void)
         state = state * 1664525U + 1013904223U;
         noise[i] = (uint8_t)(state >> 24);
     }
-    scratch_start();
-    for (size_t i = 0; i < sizeof tests / sizeof tests[0]; i++) {
-        tests[i]();
-        scratch_clear();
-    }
-    scratch_finish();
+    scratch_run(tests, sizeof tests / sizeof tests[0]);
     return test_finish();
 }

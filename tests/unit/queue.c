@@ -10,29 +10,6 @@
 
 static struct queue *queue;
 
-static void open_queue(size_t limit)
-{
-    struct queue_options options = {.folder = scratch_folder, .waiting_limit = limit};
-    struct error err = {0};
-    if (queue_open(&queue, &options, &err) != 0) {
-        fprintf(stderr, "%s\n", err.text);
-        exit(EXIT_FAILURE);
-    }
-}
-
-static void close_queue(void)
-{
-    queue_close(queue);
-    queue = NULL;
-}
-
-static enum job_state state_of(int64_t id)
-{
-    struct job_info info = {.state = JOB_STATES};
-    queue_find(queue, id, &info);
-    return info.state;
-}
-
 static int64_t claim(void)
 {
     struct job job = {0};
@@ -61,14 +38,14 @@ static void test_push_and_load(void)
     struct error err = {0};
     struct job job = {0};
     struct queue_counts counts;
-    open_queue(0);
+    queue = kit_open(0);
     queue_counts(queue, &counts);
     EXPECT(counts.jobs == 0 && counts.last_id == 0);
     EXPECT(queue_claim(queue, &job, &err) == -EAGAIN);
     EXPECT(queue_push(queue, requests, 2, ids, &err) == 0, "%s", err.text);
     EXPECT(ids[0] == 1 && ids[1] == 2);
-    close_queue();
-    open_queue(0);
+    queue_close(queue);
+    queue = kit_open(0);
     EXPECT(queue_load(queue, 1, &job, &err) == 0, "%s", err.text);
     EXPECT(strcmp(job.prompt.text, "a fox") == 0 && strcmp(job.prompt.negative, "no\nblur") == 0);
     EXPECT(strcmp(job.prompt.name, "N") == 0 && strcmp(job.source, "fox.txt") == 0);
@@ -86,7 +63,7 @@ static void test_push_and_load(void)
     uint64_t digest = 0;
     EXPECT(queue_find_source(queue, "fox.txt", &id, &digest) && id == 1 && digest == UINT64_MAX);
     EXPECT(!queue_find_source(queue, "cat.txt", &id, &digest));
-    close_queue();
+    queue_close(queue);
     prompt_finish(&prompt);
 }
 
@@ -106,13 +83,13 @@ static void test_life_of_a_job(void)
                               .image = "0001-fox.png",
                               .timing_json = "{}",
                               .vram_csv = "t,used\n0,1\n"};
-    open_queue(0);
+    queue = kit_open(0);
     int64_t a = kit_push(queue, "fox");
     EXPECT(queue_settle(queue, a, &values, &err) == -EINVAL, "%s", err.text);
     EXPECT(queue_finish(queue, a, &done, &err) == -EINVAL &&
            queue_release(queue, a, &err) == -EINVAL);
     EXPECT(queue_retry(queue, a, &err) == -EINVAL);
-    EXPECT(claim() == a && state_of(a) == JOB_RUNNING && queue_rank(queue, a) == 0);
+    EXPECT(claim() == a && kit_state(queue, a) == JOB_RUNNING && queue_rank(queue, a) == 0);
     EXPECT(queue_set_priority(queue, a, 3, &err) == -EINVAL &&
            queue_move(queue, a, 0, &err) == -EINVAL);
     EXPECT(queue_remove(queue, a, &err) == -EBUSY, "%s", err.text);
@@ -127,7 +104,7 @@ static void test_life_of_a_job(void)
     job_finish(&job);
     EXPECT(queue_image(queue, a, image) && strcmp(image, "0001-fox.png") == 0);
     EXPECT(kit_image_job(queue, "0001-fox.png") == a && queue_rank(queue, a) == -1);
-    close_queue();
+    queue_close(queue);
 }
 
 static void test_endings(void)
@@ -137,7 +114,7 @@ static void test_endings(void)
     char image[QUEUE_NAME_BYTES];
     struct job_result done = {.state = JOB_DONE, .image = "0001-fox.png"};
     struct job_result failed = {.state = JOB_FAILED, .error = "out of luck"};
-    open_queue(0);
+    queue = kit_open(0);
     int64_t a = kit_push(queue, "fox"), b = kit_push(queue, "cat"), c = kit_push(queue, "owl");
     EXPECT(claim() == a && queue_finish(queue, a, &done, &err) == 0);
 
@@ -145,16 +122,16 @@ static void test_endings(void)
     EXPECT(queue_load(queue, b, &job, &err) == 0 && strcmp(job.error, "out of luck") == 0);
     EXPECT(job.info.error_bytes == 11 && job.info.state == JOB_FAILED);
     job_finish(&job);
-    EXPECT(queue_retry(queue, b, &err) == 0 && state_of(b) == JOB_WAITING);
+    EXPECT(queue_retry(queue, b, &err) == 0 && kit_state(queue, b) == JOB_WAITING);
     EXPECT(queue_load(queue, b, &job, &err) == 0 && job.error[0] == '\0' &&
            job.info.error_bytes == 0);
     job_finish(&job);
     EXPECT(claim() == c, "a retried job is last");
     EXPECT(queue_release(queue, c, &err) == 0 && claim() == c, "a released one is first again");
-    EXPECT(queue_cancel(queue, c, &err) == 0 && state_of(c) == JOB_RUNNING);
-    EXPECT(queue_release(queue, c, &err) == 0 && state_of(c) == JOB_CANCELLED);
+    EXPECT(queue_cancel(queue, c, &err) == 0 && kit_state(queue, c) == JOB_RUNNING);
+    EXPECT(queue_release(queue, c, &err) == 0 && kit_state(queue, c) == JOB_CANCELLED);
     EXPECT(queue_cancel(queue, c, &err) == -EINVAL, "%s", err.text);
-    EXPECT(queue_cancel(queue, b, &err) == 0 && state_of(b) == JOB_CANCELLED);
+    EXPECT(queue_cancel(queue, b, &err) == 0 && kit_state(queue, b) == JOB_CANCELLED);
     EXPECT(queue_claim(queue, &job, &err) == -EAGAIN);
 
     EXPECT(queue_retry(queue, b, &err) == 0 && claim() == b);
@@ -162,12 +139,12 @@ static void test_endings(void)
     EXPECT(!queue_image(queue, a, image) && kit_image_job(queue, "0001-fox.png") == b);
     EXPECT(queue_forget_image(queue, "0001-fox.png", &err) == 0);
     EXPECT(!queue_image(queue, b, image) && kit_image_job(queue, "0001-fox.png") == 0);
-    EXPECT(queue_remove(queue, a, &err) == 0 && state_of(a) == JOB_STATES);
+    EXPECT(queue_remove(queue, a, &err) == 0 && kit_state(queue, a) == JOB_STATES);
     EXPECT(queue_load(queue, a, &job, &err) == -ENOENT && queue_remove(queue, a, &err) == -ENOENT);
     EXPECT(queue_cancel(queue, 99, &err) == -ENOENT, "%s", err.text);
     int64_t d = kit_push(queue, "new");
     EXPECT(queue_remove(queue, d, &err) == 0 && kit_push(queue, "newer") == d + 1, "no id twice");
-    close_queue();
+    queue_close(queue);
 }
 
 static void expect_order(const char *when, int count, const int64_t *expected)
@@ -190,7 +167,7 @@ static void test_order(void)
 {
     struct error err = {0};
     struct job_info infos[4];
-    open_queue(0);
+    queue = kit_open(0);
     for (int i = 1; i <= 5; i++) {
         EXPECT(kit_push(queue, "x") == i);
     }
@@ -217,29 +194,29 @@ static void test_order(void)
         EXPECT(queue_move(queue, i % 2 == 0 ? 3 : 2, 1, &err) == 0, "%s", err.text);
     }
     ORDER("moved very often", 1, 5, 4, 2, 3);
-    close_queue();
-    open_queue(0);
+    queue_close(queue);
+    queue = kit_open(0);
     ORDER("running ones wait again at their places", 5, 1, 4, 2, 3);
     EXPECT(queue_list(queue, 2, infos, 2) == 2 && infos[0].id == 3 && infos[1].id == 4);
     EXPECT(queue_list(queue, 5, infos, 4) == 0);
-    close_queue();
+    queue_close(queue);
 }
 
 static void test_recovery(void)
 {
     struct error err = {0};
-    open_queue(0);
+    queue = kit_open(0);
     kit_push(queue, "a");
     kit_push(queue, "b");
     EXPECT(claim() == 1 && claim() == 2);
     EXPECT(queue_cancel(queue, 2, &err) == 0);
-    close_queue();
-    open_queue(0);
-    EXPECT(state_of(1) == JOB_WAITING && state_of(2) == JOB_CANCELLED);
+    queue_close(queue);
+    queue = kit_open(0);
+    EXPECT(kit_state(queue, 1) == JOB_WAITING && kit_state(queue, 2) == JOB_CANCELLED);
     struct queue_counts counts;
     queue_counts(queue, &counts);
     EXPECT(counts.jobs == 2 && counts.last_id == 2 && counts.state[JOB_WAITING] == 1);
-    close_queue();
+    queue_close(queue);
 }
 
 static void test_limit(void)
@@ -249,7 +226,7 @@ static void test_limit(void)
         {.prompt = &prompt}, {.prompt = &prompt}, {.prompt = &prompt}, {.prompt = &prompt}};
     struct error err = {0};
     int64_t ids[4];
-    open_queue(3);
+    queue = kit_open(3);
     EXPECT(queue_push(queue, requests, 4, ids, &err) == -EAGAIN);
     EXPECT(strstr(err.text, "queue_limit") != NULL, "%s", err.text);
     EXPECT(queue_room(queue, 3, &err) == 0 && queue_room(queue, 4, &err) == -EAGAIN);
@@ -261,7 +238,7 @@ static void test_limit(void)
     EXPECT(queue_cancel(queue, ids[0], &err) == 0 &&
            queue_push(queue, requests, 1, ids + 3, &err) == 0);
     EXPECT(queue_retry(queue, ids[0], &err) == -EAGAIN, "%s", err.text);
-    close_queue();
+    queue_close(queue);
     prompt_finish(&prompt);
 }
 
@@ -285,14 +262,14 @@ static void test_settings(void)
     struct error err = {0};
     char all[100] = "";
     char *value = NULL;
-    open_queue(0);
+    queue = kit_open(0);
     EXPECT(queue_setting_get(queue, "steps", &value, &err) == -ENOENT && value == NULL);
     EXPECT(queue_setting_set(queue, "steps", "20", &err) == 0);
     EXPECT(queue_setting_set(queue, "pause", "1", &err) == 0);
     EXPECT(queue_setting_set(queue, "steps", "50", &err) == 0);
     EXPECT(queue_setting_set(queue, "none", NULL, &err) == 0);
-    close_queue();
-    open_queue(0);
+    queue_close(queue);
+    queue = kit_open(0);
     EXPECT(queue_setting_get(queue, "steps", &value, &err) == 0 && strcmp(value, "50") == 0);
     free(value);
     EXPECT(queue_settings(queue, count_setting, all, &err) == 0);
@@ -300,7 +277,7 @@ static void test_settings(void)
     EXPECT(queue_settings(queue, stop_at_once, NULL, &err) == 7);
     EXPECT(queue_setting_set(queue, "pause", NULL, &err) == 0);
     EXPECT(queue_setting_get(queue, "pause", &value, &err) == -ENOENT);
-    close_queue();
+    queue_close(queue);
 }
 
 struct seen {
@@ -343,7 +320,7 @@ static void test_observer(void)
     queue_remove(queue, 1, &err);
     struct queue_counts counts;
     queue_counts(queue, &counts);
-    close_queue();
+    queue_close(queue);
     EXPECT(strcmp(seen.events, "+1 +2 ~1 ~1! ~1 ~2 ~2 ~1 ~2 -1 ") == 0, "%s", seen.events);
     EXPECT(counts.changes == seen.changes);
 }
@@ -353,11 +330,6 @@ int main(void)
     static void (*const tests[])(void) = {test_push_and_load, test_life_of_a_job, test_endings,
                                           test_order,         test_recovery,      test_limit,
                                           test_settings,      test_observer};
-    scratch_start();
-    for (size_t i = 0; i < sizeof tests / sizeof tests[0]; i++) {
-        tests[i]();
-        scratch_clear();
-    }
-    scratch_finish();
+    scratch_run(tests, sizeof tests / sizeof tests[0]);
     return test_finish();
 }

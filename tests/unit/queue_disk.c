@@ -12,38 +12,15 @@
 
 static struct queue *queue;
 
-static void open_queue(size_t limit)
-{
-    struct queue_options options = {.folder = scratch_folder, .waiting_limit = limit};
-    struct error err = {0};
-    if (queue_open(&queue, &options, &err) != 0) {
-        fprintf(stderr, "%s\n", err.text);
-        exit(EXIT_FAILURE);
-    }
-}
-
-static void close_queue(void)
-{
-    queue_close(queue);
-    queue = NULL;
-}
-
-static enum job_state state_of(int64_t id)
-{
-    struct job_info info = {.state = JOB_STATES};
-    queue_find(queue, id, &info);
-    return info.state;
-}
-
 static void test_refused_folders(void)
 {
     struct queue_options options = {.folder = scratch_folder};
     struct queue *other = NULL;
     struct error err = {0};
-    open_queue(0);
+    queue = kit_open(0);
     EXPECT(queue_open(&other, &options, &err) == -EBUSY && other == NULL);
     EXPECT(strstr(err.text, "another fluxfs") != NULL, "%s", err.text);
-    close_queue();
+    queue_close(queue);
     scratch_clear();
     scratch_write("queue.db", "This is a letter to my aunt, and quite a long one at that, .......",
                   66);
@@ -99,16 +76,16 @@ static void test_upgrade(void)
             " 20, 64, 64, 3.5, 1.0, 4, 0, '', 'owl', '');"
             "INSERT INTO settings VALUES ('steps', '9');"
             "PRAGMA user_version = 1;");
-    open_queue(0);
+    queue = kit_open(0);
     EXPECT(queue_load(queue, 7, &job, &err) == 0 && strcmp(job.timing_json, "{}") == 0, "%s",
            err.text);
     EXPECT(strcmp(job.prompt.text, "fox") == 0 && job.prompt.values.seed_random);
     job_finish(&job);
-    EXPECT(state_of(9) == JOB_WAITING && kit_image_job(queue, "a.png") == 7);
+    EXPECT(kit_state(queue, 9) == JOB_WAITING && kit_image_job(queue, "a.png") == 7);
     EXPECT(queue_setting_get(queue, "steps", &value, &err) == 0 && strcmp(value, "9") == 0);
     free(value);
     EXPECT(kit_push(queue, "next") == 10);
-    close_queue();
+    queue_close(queue);
 
     run_sql("PRAGMA user_version = 3");
     struct queue_options options = {.folder = scratch_folder};
@@ -172,7 +149,7 @@ static void test_memory_is_disk(void)
     static int64_t order_before[JOBS], order_after[JOBS];
     struct error err = {0};
     uint32_t state = 12345;
-    open_queue(0);
+    queue = kit_open(0);
     for (int i = 0; i < 1500; i++) {
         state = state * 1664525U + 1013904223U;
         change_at_random(state, i < 1400);
@@ -185,8 +162,8 @@ static void test_memory_is_disk(void)
     size_t jobs = queue_list(queue, 0, before, JOBS);
     size_t ordered = kit_order(queue, order_before, JOBS);
     int64_t named = kit_image_job(queue, "same.png");
-    close_queue();
-    open_queue(0);
+    queue_close(queue);
+    queue = kit_open(0);
     EXPECT(queue_list(queue, 0, after, JOBS) == jobs && jobs > 50, "%zu", jobs);
     for (size_t i = 0; i < jobs; i++) {
         EXPECT(before[i].id == after[i].id && before[i].state == after[i].state);
@@ -197,17 +174,12 @@ static void test_memory_is_disk(void)
     EXPECT(kit_order(queue, order_after, JOBS) == ordered && ordered > 5, "%zu", ordered);
     EXPECT(memcmp(order_before, order_after, ordered * sizeof order_before[0]) == 0);
     EXPECT(kit_image_job(queue, "same.png") == named && named > 0);
-    close_queue();
+    queue_close(queue);
 }
 
 int main(void)
 {
     static void (*const tests[])(void) = {test_refused_folders, test_upgrade, test_memory_is_disk};
-    scratch_start();
-    for (size_t i = 0; i < sizeof tests / sizeof tests[0]; i++) {
-        tests[i]();
-        scratch_clear();
-    }
-    scratch_finish();
+    scratch_run(tests, sizeof tests / sizeof tests[0]);
     return test_finish();
 }

@@ -187,17 +187,6 @@ static void fail_after(int calls, int count, int code)
 
 /* ---- Tests ---- */
 
-static struct queue *open_queue(const char *folder)
-{
-    struct queue_options options = {.folder = folder};
-    struct queue *queue = NULL;
-    struct error err = {0};
-    if (!EXPECT(queue_open(&queue, &options, &err) == 0, "%s", err.text)) {
-        exit(EXIT_FAILURE);
-    }
-    return queue;
-}
-
 /* How many jobs have that text. */
 static int count_text(struct queue *queue, const char *text)
 {
@@ -222,7 +211,7 @@ static bool push_with_fault(int calls, int count, int code, int expected)
     struct queue_counts counts;
     int64_t id;
     scratch_clear();
-    struct queue *queue = open_queue(scratch_folder);
+    struct queue *queue = kit_open(0);
     EXPECT(kit_push(queue, "first") == 1);
     fail_after(calls, count, code);
     int rc = queue_push(queue, &request, 1, &id, &err);
@@ -234,7 +223,7 @@ static bool push_with_fault(int calls, int count, int code, int expected)
     EXPECT(counts.jobs == (rc == 0 ? 2 : 1) && count_text(queue, "second") == (rc == 0));
     EXPECT(kit_push(queue, "third") > 1, "well again after failure at call %d", calls);
     queue_close(queue);
-    queue = open_queue(scratch_folder);
+    queue = kit_open(0);
     EXPECT(count_text(queue, "first") == 1 && count_text(queue, "third") == 1);
     EXPECT(count_text(queue, "second") == (rc == 0), "call %d: %d", calls, rc);
     queue_close(queue);
@@ -268,7 +257,7 @@ static void test_other_faults(void)
     struct job_info info;
     struct job_result done = {.state = JOB_DONE, .image = "x.png", .vram_csv = "0,1\n"};
     scratch_clear();
-    struct queue *queue = open_queue(scratch_folder);
+    struct queue *queue = kit_open(0);
     kit_push(queue, "first");
     fail_after(0, 1000, SQLITE_IOERR_WRITE);
     EXPECT(queue_claim(queue, &job, &err) == -EIO);
@@ -290,7 +279,7 @@ static void test_other_faults(void)
     EXPECT(queue_probe(queue, &err) == 0 && queue_trouble(queue, &err) == 0);
     EXPECT(queue_finish(queue, 1, &done, &err) == 0, "%s", err.text);
     queue_close(queue);
-    queue = open_queue(scratch_folder);
+    queue = kit_open(0);
     EXPECT(queue_find(queue, 1, &info) && info.state == JOB_DONE && info.has_image);
     queue_close(queue);
 }
@@ -320,7 +309,7 @@ static void test_full_disk(void)
     }
     memset(text, 'x', sizeof text - 1);
     text[sizeof text - 1] = '\0';
-    queue = open_queue(scratch_folder);
+    queue = kit_open(0);
     while ((rc = kit_push(queue, text)) > 0 && accepted < 2000) {
         accepted++;
     }
@@ -334,7 +323,7 @@ static void test_full_disk(void)
     EXPECT(mount("none", scratch_folder, NULL, MS_REMOUNT, "size=4m") == 0);
     EXPECT(kit_push(queue, "afterwards") > accepted, "room was made");
     queue_close(queue);
-    queue = open_queue(scratch_folder);
+    queue = kit_open(0);
     queue_counts(queue, &counts);
     EXPECT((int64_t)counts.jobs == accepted + 1, "%zu of %lld", counts.jobs,
            (long long)accepted + 1);
@@ -349,7 +338,7 @@ static void test_full_disk(void)
     close(fd);
     EXPECT(queue_open(&queue, &options, &err) == -ENOSPC, "%s", err.text);
     unlink(scratch_path("filler"));
-    queue = open_queue(scratch_folder);
+    queue = kit_open(0);
     EXPECT(kit_push(queue, "fits") == 1);
     queue_close(queue);
     umount(scratch_folder);

@@ -18,6 +18,26 @@ __attribute__((unused)) static struct prompt kit_prompt(const char *text)
     return prompt;
 }
 
+/* That of the scratch folder. */
+__attribute__((unused)) static struct queue *kit_open(size_t limit)
+{
+    struct queue_options options = {.folder = scratch_folder, .waiting_limit = limit};
+    struct queue *queue = NULL;
+    struct error err = {0};
+    if (queue_open(&queue, &options, &err) != 0) {
+        fprintf(stderr, "%s\n", err.text);
+        exit(EXIT_FAILURE);
+    }
+    return queue;
+}
+
+__attribute__((unused)) static enum job_state kit_state(struct queue *queue, int64_t id)
+{
+    struct job_info info = {.state = JOB_STATES};
+    queue_find(queue, id, &info);
+    return info.state;
+}
+
 /* The id, or a negative errno. */
 __attribute__((unused)) static int64_t kit_push(struct queue *queue, const char *text)
 {

@@ -57,4 +57,15 @@ __attribute__((unused)) static void scratch_finish(void)
     rmdir(scratch_folder);
 }
 
+/* Each test begins with an empty folder. */
+__attribute__((unused)) static void scratch_run(void (*const *tests)(void), size_t count)
+{
+    scratch_start();
+    for (size_t i = 0; i < count; i++) {
+        tests[i]();
+        scratch_clear();
+    }
+    scratch_finish();
+}
+
 #endif

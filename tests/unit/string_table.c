@@ -56,12 +56,16 @@ static void walks_prefixes(void)
     EXPECT(string_walk_next(&walk) == 30 && walk.length == 3);
     EXPECT(string_walk_next(&walk) == -1);
 
+    size_t length = 1;
     int32_t value = -1;
     EXPECT(string_table_longest(&table, "abcde", 5, &value) == 4 && value == 40);
     EXPECT(string_table_longest(&table, "abcde", 2, &value) == 1 && value == 10,
            "not beyond the text's end");
     EXPECT(string_table_longest(&table, "x", 1, &value) == 0 && value == 10);
     EXPECT(string_table_longest(&table, "", 0, &value) == 0);
+    EXPECT(string_table_search(&table, "xxabcdex", 8, 0, &length, &value) == 2 && length == 4 &&
+           value == 40);
+    EXPECT(string_table_search(&table, "xxabcdex", 8, 7, &length, &value) == 8 && length == 0);
     string_table_finish(&table);
 
     struct string_table empty = {0};
