@@ -60,16 +60,20 @@ def write_once(path):
     os.close(fd)
 
 
-def medians_us(*operations, rounds=12, each=150):
-    """The operations take turns, for a machine is seldom as quiet as it was a moment ago."""
-    times = [[] for _ in operations]
+def medians_us(*operations, rounds=24, each=75):
+    """One median of each round. The operations take turns, for a machine is seldom as quiet as it was
+    a moment ago: whether two processes happen to share a core makes a factor of three. So a floor is
+    what the fastest round took, and a figure of ours the median of all."""
+    medians = [[] for _ in operations]
     for _ in range(rounds):
         for which, (function, path) in enumerate(operations):
+            times = []
             for _ in range(each):
                 start = time.perf_counter_ns()
                 function(path)
-                times[which].append(time.perf_counter_ns() - start)
-    return [statistics.median(list_) / 1000 for list_ in times]
+                times.append(time.perf_counter_ns() - start)
+            medians[which].append(statistics.median(times) / 1000)
+    return medians
 
 
 def latencies():
@@ -86,12 +90,13 @@ def latencies():
                     ("stat of a file that is remembered", os.stat, "README", "direct", ""),
                     ("open, read, close an image of 400 bytes", read_once, "images/latest.png", "cached", ""),
             ):
-                figure, least = medians_us((function, os.path.realpath(mount.at(ours))), (function, floor.at(theirs)))
-                report(what, f"{figure:.0f} µs", goal, f"least here {least:.0f} µs")
-            rates = [reads_per_second([path] * count) for count in (1, 2)
-                     for path in (mount.at("status", "vram"), floor.at("status"))]
-            report("status reads a second, from one and from two processes", f"{rates[0]:.0f}, {rates[2]:.0f}", "",
-                   f"most here {rates[1]:.0f}, {rates[3]:.0f}")
+                figures, least = medians_us((function, os.path.realpath(mount.at(ours))), (function, floor.at(theirs)))
+                report(what, f"{statistics.median(figures):.0f} µs", goal, f"least here {min(least):.0f} µs")
+            for count, who in ((1, "one process"), (2, "two processes")):
+                rates = [[reads_per_second([path] * count) for path in (mount.at("status", "vram"), floor.at("status"))]
+                         for _ in range(5)]
+                report(f"status reads a second, from {who}", f"{statistics.median(rate[0] for rate in rates):.0f}", "",
+                       f"most here {max(rate[1] for rate in rates):.0f}")
     finally:
         mount.clean()
 
@@ -106,7 +111,7 @@ def reads_for(path, seconds, total):
         total.value += count
 
 
-def reads_per_second(paths, seconds=1):
+def reads_per_second(paths, seconds=0.4):
     total = multiprocessing.Value("l", 0)
     processes = [multiprocessing.Process(target=reads_for, args=(path, seconds, total)) for path in paths]
     for process in processes:
@@ -158,10 +163,11 @@ def durable_prompts():
     try:
         mount.write("1\n", "control", "pause")
         with Floor() as floor:
-            one, least, sync = medians_us((write_once, mount.at("new")), (write_once, floor.at("sink")),
-                                          (sync_once, os.path.join(mount.state, "sync")), rounds=4, each=25)
-        report("open, write, close `new`: a durable prompt", f"{one:.0f} µs", "",
-               f"least here {least:.0f} µs and an fsync, {sync:.0f} µs")
+            ones, least, syncs = medians_us((write_once, mount.at("new")), (write_once, floor.at("sink")),
+                                            (sync_once, os.path.join(mount.state, "sync")), rounds=8, each=15)
+        sync = min(syncs)
+        report("open, write, close `new`: a durable prompt", f"{statistics.median(ones):.0f} µs", "",
+               f"least here {min(least):.0f} µs and an fsync, {sync:.0f} µs")
         report("durable prompts a second, 8 writers", f"{prompts_per_second(mount, 8):.0f}", "1000",
                f"one fsync after the other: {1e6 / sync:.0f}")
         with open(rules, "w") as file:
@@ -257,20 +263,51 @@ def poll_wake(count=300):
 
 # ---- What readers cost a generation ----
 
-def reader(path, rate, running, total, seconds):
-    while True:
-        running.wait()
-        begin = time.perf_counter()
-        count, next_time = 0, begin
-        while running.is_set():
-            for _ in range(rate // 200):
-                read_once(path)
-                count += 1
-            next_time = max(next_time + 0.005, time.perf_counter() - 0.05)
-            time.sleep(max(0, next_time - time.perf_counter()))
-        with total.get_lock():
-            total.value += count
-            seconds.value += time.perf_counter() - begin
+class Readers:
+    """Processes that read a file, so many times a second together."""
+
+    def __init__(self, rate, count=2):
+        self.running, self.which = multiprocessing.Event(), multiprocessing.Value("l", 0)
+        self.reads, self.seconds = multiprocessing.Array("l", 8), multiprocessing.Array("d", 8)
+        self.paths, self.rate, self.count = [], rate, count
+
+    def start(self, *paths):
+        self.paths = paths
+        self.processes = [multiprocessing.Process(target=self.main, daemon=True) for _ in range(self.count)]
+        for process in self.processes:
+            process.start()
+
+    def main(self):
+        while True:
+            self.running.wait()
+            which = self.which.value
+            begin = time.perf_counter()
+            count, next_time = 0, begin
+            while self.running.is_set():
+                for _ in range(self.rate // self.count // 200):
+                    read_once(self.paths[which])
+                    count += 1
+                next_time = max(next_time + 0.005, time.perf_counter() - 0.05)
+                time.sleep(max(0, next_time - time.perf_counter()))
+            with self.reads.get_lock():
+                self.reads[which] += count
+                self.seconds[which] += time.perf_counter() - begin
+
+    def while_reading(self, which, function, *arguments):
+        self.which.value = which
+        self.running.set()
+        result = function(*arguments)
+        self.running.clear()
+        time.sleep(0.05)
+        return result
+
+    def per_second(self, which):
+        return self.count * self.reads[which] / self.seconds[which]
+
+    def kill(self):
+        for process in self.processes:
+            process.kill()
+            process.join()
 
 
 def paint_seconds(mount, prompt):
@@ -279,31 +316,28 @@ def paint_seconds(mount, prompt):
     return float(dict(line.split() for line in mount.read("jobs", str(job), "timing").splitlines())["total_s"])
 
 
-def cost_of_readers(what, mount, prompt, goal, rounds=7, rate=10000, readers=2):
-    running = multiprocessing.Event()
-    total, seconds = multiprocessing.Value("l", 0), multiprocessing.Value("d", 0)
-    processes = [multiprocessing.Process(target=reader, daemon=True, args=(
-        mount.at("status", "vram"), rate // readers, running, total, seconds)) for _ in range(readers)]
-    try:
-        for process in processes:
-            process.start()
-        paint_seconds(mount, prompt)
-        alone, shared = [], []
-        for _ in range(rounds):
-            alone.append(paint_seconds(mount, prompt))
-            running.set()
-            shared.append(paint_seconds(mount, prompt))
-            running.clear()
-            time.sleep(0.05)
-        cost = statistics.median(shared) / statistics.median(alone) - 1
-        report(f"{readers * total.value / seconds.value:.0f} status reads/s cost a generation {what}", f"{100 * cost:.1f} %",
-               goal, f"medians of {rounds}: {1000 * statistics.median(alone):.0f} ms alone, "
-               f"{1000 * statistics.median(shared):.0f} ms")
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
-        mount.clean()
+def cost_of_readers(what, mount, prompt, goal, rounds=7, rate=10000):
+    """Beside what as many reads cost that go nowhere: the readers themselves want time too."""
+    readers = Readers(rate)
+    with Floor() as floor, tempfile.NamedTemporaryFile(dir="/dev/shm") as memory:
+        memory.write(bytes(100))
+        memory.flush()
+        readers.start(mount.at("status", "vram"), floor.at("status"), memory.name)
+        try:
+            paint_seconds(mount, prompt)
+            times = [[] for _ in range(4)]
+            for _ in range(rounds):
+                times[3].append(paint_seconds(mount, prompt))
+                for which in range(3):
+                    times[which].append(readers.while_reading(which, paint_seconds, mount, prompt))
+            ours, nothing, plain, alone = map(statistics.median, times)
+            report(f"{readers.per_second(0):.0f} status reads/s cost a generation {what}", f"{100 * (ours / alone - 1):.1f} %",
+                   goal, f"of {1000 * alone:.0f} ms; least here {100 * (nothing / alone - 1):.1f} % at "
+                   f"{readers.per_second(1):.0f}/s; of a file in memory {100 * (plain / alone - 1):.1f} % at "
+                   f"{readers.per_second(2):.0f}/s")
+        finally:
+            readers.kill()
+            mount.clean()
 
 
 def cost():

@@ -22,6 +22,9 @@
 
 enum { SIZE = 100, FIRST_FILE = 2, FILES = 4 };
 
+/* As fluxfs has. */
+enum { MAX_THREADS = 32, IDLE_THREADS = 8 };
+
 static const char *const names[FILES] = {"direct", "status", "cached", "sink"};
 static char content[SIZE];
 
@@ -110,18 +113,21 @@ int main(int argc, char **argv)
     char program[] = "fuse_floor", dash_o[] = "-o", options[] = "default_permissions";
     char *fuse_argv[] = {program, dash_o, options, NULL};
     struct fuse_args args = FUSE_ARGS_INIT(3, fuse_argv);
+    struct fuse_loop_config *loop = fuse_loop_cfg_create();
     struct fuse_session *session;
     int code = EXIT_FAILURE;
 
-    if (argc != 2) {
+    if (argc != 2 || loop == NULL) {
         fprintf(stderr, "usage: fuse_floor MOUNTPOINT\n");
         return EXIT_FAILURE;
     }
+    fuse_loop_cfg_set_max_threads(loop, MAX_THREADS);
+    fuse_loop_cfg_set_idle_threads(loop, IDLE_THREADS);
     memset(content, 'x', SIZE);
     session = fuse_session_new(&args, &ops, sizeof ops, NULL);
     if (session != NULL && fuse_set_signal_handlers(session) == 0) {
         if (fuse_session_mount(session, argv[1]) == 0) {
-            code = fuse_session_loop_mt(session, NULL) >= 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+            code = fuse_session_loop_mt(session, loop) >= 0 ? EXIT_SUCCESS : EXIT_FAILURE;
             fuse_session_unmount(session);
         }
         fuse_remove_signal_handlers(session);
@@ -129,5 +135,6 @@ int main(int argc, char **argv)
     if (session != NULL) {
         fuse_session_destroy(session);
     }
+    fuse_loop_cfg_destroy(loop);
     return code;
 }
