@@ -112,7 +112,7 @@ static int run_round(struct engine *engine, enum round round, struct image *imag
                      struct error *err)
 {
     struct timeline_sums before = engine->timeline.sums;
-    double start = engine_now();
+    double start = engine_now(engine);
     int result;
 
     for (struct image *i = engine->images; i != NULL; i = i->next)
@@ -125,7 +125,7 @@ static int run_round(struct engine *engine, enum round round, struct image *imag
         result = denoise_round(engine, err);
     else
         result = decode(image, err);
-    account(engine, round, engine_now() - start, before);
+    account(engine, round, engine_now(engine) - start, before);
     if (result == 0)
         return 0;
     pass_close(engine);

@@ -116,6 +116,8 @@ struct backend {
     void *workspace;          /* … given by the owner before the first operation */
     uint64_t context_bytes;   /* device memory of the driver and of libraries, of which `pages`
                                  knows nothing; grows as they load code. The worker's */
+    bool host;                /* the device is this machine: its memory is the machine's, and a
+                                 copy is done as it is queued, while nothing computes */
 };
 
 /* Memory that a weight takes. */

@@ -20,6 +20,9 @@ struct checkpoint;
  * All files are mapped and checked here, and no tensor's data is read. An index must name files in
  * this folder, and each tensor must be in the file it names. */
 int checkpoint_open(const char *folder, struct checkpoint **checkpoint, struct error *err);
+/* The same from config.json alone, for who only plans: any tensor is there, of any shape, and has
+ * no data. */
+int checkpoint_imagine(const char *folder, struct checkpoint **checkpoint, struct error *err);
 void checkpoint_close(struct checkpoint *checkpoint);
 /* After reading weights: EIO if a file could not give some of them (file_map_check). */
 int checkpoint_check(const struct checkpoint *checkpoint, struct error *err);

@@ -73,6 +73,8 @@ static int clip_start(struct round *round, struct lane *lane, struct error *err)
     int positions = engine->clip.config.positions;
     struct compute c = pass_compute(engine, NULL);
 
+    if (engine->planned != NULL) /* whatever the words are */
+        return 0;
     lane->end = clip_tokenizer_encode(engine->clip_tokenizer, lane->embedding->prompt, round->ids,
                                       positions, err);
     if (lane->end < 0 || clip_embed(&engine->clip, round->ids, positions, round->host, err) != 0)
@@ -142,6 +144,8 @@ static int t5_start(struct round *round, struct lane *lane, struct error *err)
     int n = engine->info.max_tokens;
     struct compute c = pass_compute(engine, NULL);
 
+    if (engine->planned != NULL)
+        return 0;
     if (lane == round->lanes && bias_start(round, err) != 0)
         return err->code;
     if (t5_tokenizer_encode(engine->t5_tokenizer, lane->embedding->prompt, round->ids, n, err) <

@@ -9,6 +9,7 @@
 
 #include "alloc/trace.h"
 #include "engine/cpu/backend.h"
+#include "engine/described.h"
 #include "engine/file.h"
 #include "engine/module.h"
 #include "engine/pipeline.h"
@@ -17,10 +18,13 @@
 #define MAX_SIDE_PX 4096
 #define CONFIG_BYTES_MAX ((uint64_t)1 << 20)
 #define MAX_TOKENS 512
-double engine_now(void)
+
+double engine_now(const struct engine *engine)
 {
     struct timespec t;
 
+    if (engine != NULL && engine->planned != NULL)
+        return described_now(engine->backend);
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
@@ -30,13 +34,14 @@ static void model_path(char *path, size_t size, const char *model, const char *n
     snprintf(path, size, "%s/%s", model, name);
 }
 
-static int open_component(struct checkpoint **files, const char *model, const char *name,
-                          struct error *err)
+static int open_component(const struct engine *engine, struct checkpoint **files, const char *model,
+                          const char *name, struct error *err)
 {
     char path[4096];
 
     model_path(path, sizeof path, model, name);
-    return checkpoint_open(path, files, err);
+    return engine->planned != NULL ? checkpoint_imagine(path, files, err)
+                                   : checkpoint_open(path, files, err);
 }
 
 /* The longest prompt: what the tokenizer's configuration says, if that is there. */
@@ -80,6 +85,8 @@ static int open_tokenizers(struct engine *engine, const char *model, struct erro
 {
     char path[4096];
 
+    if (engine->planned != NULL)
+        return read_max_tokens(model, &engine->info.max_tokens, err);
     model_path(path, sizeof path, model, "tokenizer");
     if (clip_tokenizer_open(path, &engine->clip_tokenizer, err) != 0)
         return err->code;
@@ -135,10 +142,10 @@ static int open_model(struct engine *engine, const char *model, struct error *er
 {
     const struct backend *backend = engine->backend;
 
-    if (open_component(&engine->clip_files, model, "text_encoder", err) != 0 ||
-        open_component(&engine->t5_files, model, "text_encoder_2", err) != 0 ||
-        open_component(&engine->transformer_files, model, "transformer", err) != 0 ||
-        open_component(&engine->vae_files, model, "vae", err) != 0)
+    if (open_component(engine, &engine->clip_files, model, "text_encoder", err) != 0 ||
+        open_component(engine, &engine->t5_files, model, "text_encoder_2", err) != 0 ||
+        open_component(engine, &engine->transformer_files, model, "transformer", err) != 0 ||
+        open_component(engine, &engine->vae_files, model, "vae", err) != 0)
         return err->code;
     if (clip_open(&engine->clip, engine->clip_files, backend, err) != 0 ||
         t5_open(&engine->t5, engine->t5_files, backend, err) != 0 ||
@@ -153,15 +160,15 @@ static int open_model(struct engine *engine, const char *model, struct error *er
     return open_scheduler(engine, model, err);
 }
 
-static int open_cpu(struct engine *engine, const struct engine_options *options, struct error *err)
+static int open_cpu(struct backend **backend, const struct engine_options *options,
+                    struct error *err)
 {
-    return cpu_backend_create(&engine->backend, options->threads, options->vram_budget_bytes, NULL,
-                              err);
+    return cpu_backend_create(backend, options->threads, options->vram_budget_bytes, NULL, err);
 }
 
 /* The GPU if it can be used, else the CPU and a warning that says why. */
-static int open_automatic(struct engine *engine, const struct engine_options *options,
-                          struct error *err)
+static int open_automatic(struct backend **backend, const struct engine_options *options,
+                          char *warning, struct error *err)
 {
     struct error why = {0};
     /* The driver comes first: without it, NVIDIA's large libraries need not be opened. */
@@ -169,25 +176,24 @@ static int open_automatic(struct engine *engine, const struct engine_options *op
 
     if (driver == NULL)
         error_set(&why, ENODEV, "no NVIDIA driver was found");
-    else if (module_open(&engine->backend, options->module_dir, "cuda", &why) == 0)
+    else if (module_open(backend, options->module_dir, "cuda", &why) == 0)
         return 0;
-    snprintf(engine->warning, sizeof engine->warning, "computing on the CPU: %s", why.text);
-    engine->info.warning = engine->warning;
-    return open_cpu(engine, options, err);
+    snprintf(warning, ENGINE_WARNING_BYTES, "computing on the CPU: %s", why.text);
+    return open_cpu(backend, options, err);
 }
 
-static int open_backend(struct engine *engine, const struct engine_options *options,
-                        struct error *err)
+int backend_open(struct backend **backend, const struct engine_options *options, char *warning,
+                 struct error *err)
 {
     const char *name = options->backend != NULL ? options->backend : "auto";
 
     if (strcmp(name, "cpu") == 0)
-        return open_cpu(engine, options, err);
+        return open_cpu(backend, options, err);
     if (strcmp(name, "cuda") == 0)
-        return module_open(&engine->backend, options->module_dir, "cuda", err);
+        return module_open(backend, options->module_dir, "cuda", err);
     if (strcmp(name, "auto") != 0)
         return error_set(err, EINVAL, "backend %s: auto, cpu and cuda are possible", name);
-    return open_automatic(engine, options, err);
+    return open_automatic(backend, options, warning, err);
 }
 
 static struct block_list *list_of(struct engine *engine, size_t i)
@@ -201,8 +207,8 @@ static struct block_list *list_of(struct engine *engine, size_t i)
 
 static int measure_weights(struct engine *engine, struct error *err)
 {
-    const struct stored_tensor *tables[] = {engine->clip.embedding, engine->clip.position,
-                                            engine->t5.embedding};
+    const struct clip_config *clip = &engine->clip.config;
+    const struct t5_config *t5 = &engine->t5.config;
     struct block_list *list;
 
     for (size_t l = 0; (list = list_of(engine, l)) != NULL; l++) {
@@ -213,15 +219,16 @@ static int measure_weights(struct engine *engine, struct error *err)
         if (offload_measure(list, engine->backend->pages->granule_bytes) != 0)
             return error_set(err, ENOMEM, "out of host memory");
     }
-    for (size_t i = 0; i < 3; i++)
-        engine->info.parameters += tables[i]->size_bytes / stored_type_bytes(tables[i]->type);
+    /* The tables of embeddings stay with the host. */
+    engine->info.parameters +=
+        (uint64_t)(clip->vocabulary + clip->positions) * (uint64_t)clip->width;
+    engine->info.parameters += (uint64_t)t5->vocabulary * (uint64_t)t5->width;
     if (encode_prepare(engine) != 0)
         return error_set(err, ENOMEM, "out of host memory");
     return measure_least_budget(engine, err);
 }
 
-static int open_memory(struct engine *engine, const struct engine_options *options,
-                       struct error *err)
+int engine_reserve(struct engine *engine, const struct engine_options *options, struct error *err)
 {
     static const int components[] = {MEMORY_TEXT_ENCODERS, MEMORY_TEXT_ENCODERS, MEMORY_WEIGHTS,
                                      MEMORY_VAE, MEMORY_WEIGHTS};
@@ -231,14 +238,13 @@ static int open_memory(struct engine *engine, const struct engine_options *optio
     uintptr_t address = 0;
     int result = 0;
 
-    if (measure_weights(engine, err) != 0)
-        return err->code;
     engine->ceiling = UINT64_MAX;
     engine->budget =
         options->vram_budget_bytes != 0 ? options->vram_budget_bytes : budget_automatic(engine);
-    if (budget_check(engine, engine->budget, err) != 0)
-        return err->code;
     atomic_store(&engine->wanted_budget, engine->budget);
+    if ((engine->planned != NULL ? engine_check(engine, engine->planned, err)
+                                 : budget_check(engine, engine->budget, err)) != 0)
+        return err->code;
     if (options->trace_path != NULL)
         result = trace_writer_open(&engine->trace, options->trace_path);
     if (result != 0)
@@ -276,6 +282,8 @@ static void describe(struct engine *engine, const char *path)
     engine->info.model_name = engine->model_name;
     engine->info.backend = engine->backend->name;
     engine->info.device_name = engine->backend->device_name;
+    if (engine->warning[0] != '\0')
+        engine->info.warning = engine->warning;
     engine->info.has_guidance = engine->transformer.config.guidance;
     engine->info.native_px = json_get_int_or(&vae, "sample_size", 1024, 1, MAX_SIDE_PX);
     engine->info.native_px -= engine->info.native_px % unit;
@@ -285,19 +293,25 @@ static void describe(struct engine *engine, const char *path)
     engine->info.max_side_px = MAX_SIDE_PX;
 }
 
+int engine_read(struct engine *engine, const struct engine_options *options, struct error *err)
+{
+    if (open_model(engine, options->model_path, err) != 0 || measure_weights(engine, err) != 0)
+        return err->code;
+    describe(engine, options->model_path);
+    return 0;
+}
+
 int engine_open(struct engine **out, const struct engine_options *options, struct error *err)
 {
     struct engine *engine = calloc(1, sizeof *engine);
 
     if (engine == NULL)
         return error_set(err, ENOMEM, "out of host memory");
-    if (open_backend(engine, options, err) != 0 ||
-        open_model(engine, options->model_path, err) != 0 ||
-        open_memory(engine, options, err) != 0) {
+    if (backend_open(&engine->backend, options, engine->warning, err) != 0 ||
+        engine_read(engine, options, err) != 0 || engine_reserve(engine, options, err) != 0) {
         engine_close(engine);
         return err->code;
     }
-    describe(engine, options->model_path);
     *out = engine;
     return 0;
 }

@@ -167,6 +167,54 @@ size_t engine_memory_map(struct engine *engine, struct memory_run *runs, size_t 
  * the smallest picture fits: the text gives the smallest budget that works. */
 int engine_set_budget(struct engine *engine, uint64_t bytes, struct error *err);
 
+/* ---- what would be, without painting ---- */
+
+/* A device to plan for. */
+struct engine_device {
+    uint64_t memory_bytes; /* 0: as much as this machine's has */
+    /* What it does in a second: multiplications and additions in bf16, bytes of weights to the
+     * device, bytes of its own memory. All 0: this machine's device, which is measured. */
+    double flops, link_bytes, memory_bytes_s;
+};
+
+struct forecast_blocks {
+    const char *kind; /* static */
+    int count, resident;
+    uint64_t bytes; /* of one */
+};
+
+enum { FORECAST_KINDS = 16 };
+
+struct engine_forecast {
+    char device[160], model[128];
+    struct engine_device rates; /* as described, or as measured */
+    struct image_request image; /* what was asked for, with the model's own size and steps */
+    uint64_t device_bytes, budget, least_budget; /* the least for this picture */
+    uint64_t component[MEMORY_COMPONENTS];       /* allocated during a step */
+    uint64_t peak_bytes;                         /* reserved, of all phases */
+
+    struct forecast_blocks blocks[FORECAST_KINDS]; /* of the step pass, by kind */
+    char *map;             /* a letter for each of its blocks: '#' stays, '.' passes; to be freed */
+    uint64_t weight_bytes; /* of the step pass */
+    uint64_t slot_bytes, link_bytes; /* of one slot of the ring; over the link in each step */
+    int slots;
+
+    double step_s, step_compute_s, step_copy_s;                 /* of one picture alone */
+    double text_s, condition_s, denoise_s, decode_s, picture_s; /* the second picture … */
+    double first_s;                     /* … and the first, when nothing is loaded */
+    int together;                       /* of `jobs` pictures, go in step */
+    double together_step_s, together_s; /* per picture */
+};
+
+/* Plans as an engine would, and paints pictures on a device that only counts and keeps a clock.
+ * Only config.json is read of each component. `request`: its size and steps may be 0, the model's
+ * own; prompt and seed don't matter. `jobs`: so many pictures wait. Errors as of engine_open,
+ * engine_check (a budget that is too small, and the smallest), or EINVAL: of an impossible device.
+ * On failure there is nothing to free. */
+int engine_forecast(struct engine_forecast *forecast, const struct engine_options *options,
+                    const struct engine_device *device, const struct image_request *request,
+                    int jobs, struct error *err);
+
 /* The name of a phase and of a component, in lower case, for status files. */
 const char *image_phase_name(enum image_phase phase);
 const char *memory_component_name(enum memory_component component);

@@ -182,7 +182,7 @@ void image_report(struct image *image, size_t block, size_t blocks, const char *
         .fraction = fraction_of(image, (double)block / (double)blocks),
         .remaining_s = -1,
     };
-    double elapsed = engine_now() - image->started_s;
+    double elapsed = engine_now(image->engine) - image->started_s;
 
     if (image->observer.progress == NULL)
         return;

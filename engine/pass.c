@@ -29,7 +29,7 @@ static int memory_short(struct engine *engine, struct error *err)
         return err->code;
     engine->ceiling = stats.reserved;
     engine->ceiling_wait_s = engine->ceiling_wait_s > 0 ? 2 * engine->ceiling_wait_s : PATIENCE_S;
-    engine->ceiling_until_s = engine_now() + engine->ceiling_wait_s;
+    engine->ceiling_until_s = engine_now(engine) + engine->ceiling_wait_s;
     return error_set(err, EAGAIN, "the device has no memory beyond %.1f MB",
                      (double)stats.reserved / 1e6);
 }
@@ -121,7 +121,7 @@ static int change_budget(struct engine *engine, struct error *err)
 static void lift_ceiling(struct engine *engine)
 {
     if (engine->ceiling < atomic_load(&engine->wanted_budget) &&
-        engine_now() > engine->ceiling_until_s)
+        engine_now(engine) > engine->ceiling_until_s)
         engine->ceiling = UINT64_MAX;
 }
 

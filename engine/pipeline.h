@@ -33,10 +33,14 @@
 /* Steps whose modulations are held at a time: 4 MB each at full size. */
 enum { MODULATION_STEPS = 32 };
 
+enum { ENGINE_WARNING_BYTES = 320 };
+
 struct engine {
     struct engine_info info;
-    char model_name[128], warning[320];
+    char model_name[128], warning[ENGINE_WARNING_BYTES];
     struct backend *backend;
+    const struct image_request *planned; /* not NULL: the device is only described (described.h) and
+                                            weights are imagined; this is what must fit */
     struct arena *arena;
     struct trace_writer *trace;
     struct offload offload;
@@ -112,7 +116,18 @@ struct image {
     double started_s; /* for progress */
 };
 
-double engine_now(void);
+/* ---- engine.c ---- */
+
+/* Seconds; on a device that is only described, by its clock. NULL is allowed. */
+double engine_now(const struct engine *engine);
+/* `warning`, of ENGINE_WARNING_BYTES: stays as it is if there is none. */
+int backend_open(struct backend **backend, const struct engine_options *options, char *warning,
+                 struct error *err);
+/* The parts of opening, once there is a back end: what the files say, then the device's memory. */
+int engine_read(struct engine *engine, const struct engine_options *options, struct error *err);
+int engine_reserve(struct engine *engine, const struct engine_options *options, struct error *err);
+
+/* ---- image.c, for all ---- */
 
 /* A tensor at *at of the memory from `base` on, and *at behind it. Without memory (base 0) it tells
  * how much there must be. */

@@ -124,7 +124,7 @@ int image_start(struct image **out, struct engine *engine, const struct image_re
         return error_set(err, ENOMEM, "out of host memory");
     }
     sampler_sigmas(&engine->sampler, request->steps, image->tokens, image->sigmas);
-    image->started_s = engine_now();
+    image->started_s = engine_now(engine);
     *out = image;
     return 0;
 }

@@ -261,6 +261,8 @@ int stored_tensor_check(const struct stored_tensor *tensor, int rank, const int6
                         struct error *err)
 {
     const char *label = file_label(tensor->path);
+    if (tensor->rank == STORED_RANK_ANY)
+        return 0;
     if (tensor->type > STORED_BF16)
         return error_set(err, ENOTSUP, "%s: tensor %s: its type is %s, not F32, F16 or BF16", label,
                          tensor->name, tensor->type_name);

@@ -20,6 +20,9 @@
 
 enum { STORED_RANK_MAX = 8 };
 
+/* The rank of a tensor that is only imagined, without data: it has whatever shape is wanted. */
+enum { STORED_RANK_ANY = -1 };
+
 enum stored_type {
     STORED_F32,
     STORED_F16,

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "fs/config_key.h"
+#include "fs/config_plan.h"
 #include "fs/text.h"
 
 static void config_default(struct config *config)
@@ -233,6 +234,8 @@ static int early_option(struct config *config, struct arguments *found, int argc
         config->action = CONFIG_HELP;
     else if (strcmp(word, "-V") == 0 || strcmp(word, "--version") == 0)
         config->action = CONFIG_VERSION;
+    else if (strcmp(word, "--plan") == 0)
+        config->action = config->action == CONFIG_MOUNT ? CONFIG_PLAN : config->action;
     else if (strncmp(word, "--config=", 9) == 0)
         found->config_file = word + 9;
     else if ((strcmp(word, "--config") == 0 || strcmp(word, "-c") == 0) && i + 1 < argc) {
@@ -264,6 +267,12 @@ static int apply_option(struct config *config, struct arguments *found, int argc
     }
     if (strncmp(word, "-o", 2) == 0)
         return apply_mount_options(config, word + 2, err);
+    if (config->action == CONFIG_PLAN && strncmp(word, "--", 2) == 0) {
+        int result = config_plan_option(&config->plan, argc, argv, i, err);
+
+        if (result != 0)
+            return result < 0 ? result : 0;
+    }
     if (strncmp(word, "--", 2) == 0 && word[2] != '\0')
         return apply_long(config, argc, argv, i, err);
     return error_set(err, EINVAL, "%.60s: unknown option; see fluxfs --help", word);
@@ -287,7 +296,10 @@ static int apply_arguments(struct config *config, struct arguments *found, int a
             found->operands[found->operand_count++] = argv[i];
         }
     }
-    if (found->operand_count == 0)
+    if (config->action == CONFIG_PLAN && found->operand_count > 0)
+        return error_set(err, EINVAL, "%.100s: --plan mounts nothing; --model names the model",
+                         found->operands[0]);
+    if (config->action == CONFIG_MOUNT && found->operand_count == 0)
         return error_set(err, EINVAL,
                          "no mountpoint; usage: fluxfs [OPTIONS] MOUNTPOINT "
                          "(see fluxfs --help)");
@@ -386,9 +398,12 @@ static int complete(struct config *config, const struct arguments *found, struct
                                           NULL};
     const char *source = found->operand_count == 2 ? found->operands[0] : NULL;
     bool named = source != NULL && strcmp(source, "fluxfs") != 0 && strcmp(source, "none") != 0;
+    bool mounts = config->action == CONFIG_MOUNT;
 
-    assert(found->operand_count > 0);
-    config->mountpoint = strdup(found->operands[found->operand_count - 1]);
+    if (mounts) {
+        assert(found->operand_count > 0);
+        config->mountpoint = strdup(found->operands[found->operand_count - 1]);
+    }
     if (named) {
         free(config->model);
         config->model = strdup(source);
@@ -413,8 +428,8 @@ static int complete(struct config *config, const struct arguments *found, struct
         config->backend = strdup("auto");
     if (config->state_dir == NULL && config->mountpoint != NULL)
         config->state_dir = default_state_dir(config->mountpoint);
-    if (config->mountpoint == NULL || config->source == NULL || config->backend == NULL ||
-        config->state_dir == NULL)
+    if ((mounts && (config->mountpoint == NULL || config->state_dir == NULL)) ||
+        config->source == NULL || config->backend == NULL)
         return error_set(err, ENOMEM, "out of memory");
     return 0;
 }
@@ -427,7 +442,7 @@ int config_load(struct config *out, int argc, char *const argv[], struct error *
     config_default(&config);
     for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++)
         early_option(&config, &early, argc, argv, i);
-    if (config.action != CONFIG_MOUNT) {
+    if (config.action == CONFIG_HELP || config.action == CONFIG_VERSION) {
         *out = config;
         return 0;
     }
@@ -443,20 +458,28 @@ int config_load(struct config *out, int argc, char *const argv[], struct error *
 
 void config_print_help(FILE *out)
 {
-    fputs("usage: fluxfs [OPTIONS] MOUNTPOINT\n"
-          "       fluxfs [OPTIONS] SOURCE MOUNTPOINT      as mount(8) does; SOURCE is the model\n"
-          "\n"
-          "Mounts a directory that paints: echo \"a red fox\" > MOUNTPOINT/new\n"
-          "\n"
-          "  -f, --foreground      stay in the foreground, log to standard error\n"
-          "  -c, --config FILE     read this instead of " FLUXFS_SYSTEM_FILE " and\n"
-          "                        ~/.config/fluxfs/fluxfs.ini\n"
-          "  -o KEY=VALUE,…        settings, as below; mount(8)'s own words are ignored\n"
-          "  -h, --help            this text\n"
-          "  -V, --version         the version\n"
-          "\n"
-          "Settings, as --KEY VALUE (with - for _), in -o, or in an ini file under [fluxfs]:\n",
-          out);
+    fputs(
+        "usage: fluxfs [OPTIONS] MOUNTPOINT\n"
+        "       fluxfs [OPTIONS] SOURCE MOUNTPOINT      as mount(8) does; SOURCE is the model\n"
+        "       fluxfs --plan [--vram 24G --link 25 --tflops 165] [OPTIONS]\n"
+        "\n"
+        "Mounts a directory that paints: echo \"a red fox\" > MOUNTPOINT/new\n"
+        "\n"
+        "  -f, --foreground      stay in the foreground, log to standard error\n"
+        "  -c, --config FILE     read this instead of " FLUXFS_SYSTEM_FILE " and\n"
+        "                        ~/.config/fluxfs/fluxfs.ini\n"
+        "  -o KEY=VALUE,…        settings, as below; mount(8)'s own words are ignored\n"
+        "  --plan                don't mount: print what stays in memory and what passes through\n"
+        "                        it, and how long a picture takes, on this machine's device or\n"
+        "                        on one of so much memory (--vram 24G), so many GB/s from the "
+        "host\n"
+        "                        (--link 25), 10^12 operations a second (--tflops 165) and GB/s\n"
+        "                        of its own memory (--bandwidth 1000); --jobs N: so many wait\n"
+        "  -h, --help            this text\n"
+        "  -V, --version         the version\n"
+        "\n"
+        "Settings, as --KEY VALUE (with - for _), in -o, or in an ini file under [fluxfs]:\n",
+        out);
     config_keys_print(out);
     fputs("\nUnmount with: fusermount3 -u MOUNTPOINT\n", out);
 }

@@ -5,6 +5,7 @@
  *
  *   fluxfs [OPTIONS] MOUNTPOINT
  *   fluxfs [OPTIONS] SOURCE MOUNTPOINT        as mount(8) calls us
+ *   fluxfs --plan [OPTIONS]
  *
  * Every key of the ini file (section [fluxfs]) is also a word for -o, and a --option with dashes:
  * `vram_budget = 12G`, `-o vram_budget=12G`, `--vram-budget=12G`. SOURCE, unless it is "fluxfs" or
@@ -21,12 +22,21 @@
 #include "engine/error.h"
 #include "fs/prompt.h"
 
-enum config_action { CONFIG_MOUNT, CONFIG_HELP, CONFIG_VERSION };
+enum config_action { CONFIG_MOUNT, CONFIG_HELP, CONFIG_VERSION, CONFIG_PLAN };
 enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARNING, LOG_LEVEL_INFO, LOG_LEVEL_DEBUG };
+
+/* What --plan is told besides settings; 0: nothing. */
+struct config_plan {
+    uint64_t vram_bytes;
+    double link_gb_s, tflops, bandwidth_gb_s; /* 10⁹ bytes, 10¹² operations, a second */
+    uint32_t jobs;
+};
 
 /* Strings are owned, absolute paths where they are paths, and never NULL but where it says so. */
 struct config {
-    enum config_action action; /* if not CONFIG_MOUNT, nothing else is filled in */
+    /* For help and version nothing else is filled in; a plan has no mountpoint and no state. */
+    enum config_action action;
+    struct config_plan plan;
     char *mountpoint;
     char *source;     /* the first column of /proc/mounts: SOURCE, the model's path, or "fluxfs" */
     char *model;      /* checkpoint folder; by default the embedded one */

@@ -13,6 +13,7 @@
 #include "fs/log.h"
 #include "fs/mount.h"
 #include "fs/ops.h"
+#include "fs/plan.h"
 
 /* In background mode the parent waits at the other end for one byte, an exit status, and prints
  * nothing itself: the child still has stderr until it is mounted. */
@@ -173,6 +174,11 @@ int main(int argc, char *argv[])
         config_print_help(stdout);
     } else if (config.action == CONFIG_VERSION) {
         config_print_version(stdout);
+    } else if (config.action == CONFIG_PLAN) {
+        code = plan_print(&config, stdout, &err);
+        if (code != 0) {
+            fprintf(stderr, "fluxfs: %s\n", err.text);
+        }
     } else {
         log_open(config.log_level, false);
         code = run(&config, &launch, &err);

@@ -191,6 +191,7 @@ int cpu_backend_create(struct backend **backend, int threads, uint64_t memory_by
     /* Our own threads share out the work; each calls BLAS for its part. */
     openblas_set_num_threads(1);
     cpu->base.name = "cpu";
+    cpu->base.host = true;
     cpu->base.activation = cpu->base.weight = cpu->base.bias = DTYPE_F32;
     cpu->base.strip_pixels = STRIP_PIXELS;
     cpu->base.weight_rows = PANEL;

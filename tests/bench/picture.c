@@ -158,7 +158,7 @@ static int paint(struct engine *engine, const struct options *o, int run, struct
     struct image *images[MOST_JOBS] = {0};
     bool last = run + 1 == o->runs, saved = false;
     struct image_timing t;
-    double start = engine_now();
+    double start = engine_now(NULL);
 
     if (start_all(engine, o, run, images, err) == 0) {
         while (any_active(o, images) && engine_advance(engine, err) == 0) {
@@ -170,7 +170,7 @@ static int paint(struct engine *engine, const struct options *o, int run, struct
         }
         image_timing(images[0], &t);
         t.step_s /= o->jobs;
-        print_run(o, run, engine_now() - start, &t);
+        print_run(o, run, engine_now(NULL) - start, &t);
     }
     for (int i = 0; i < o->jobs; i++) {
         if (images[i] != NULL && err->code == 0)
@@ -219,7 +219,7 @@ int main(int argc, char **argv)
     struct engine_options options = {0};
     struct engine *engine;
     struct error err = {0};
-    double start = engine_now(), opened_s;
+    double start = engine_now(NULL), opened_s;
     struct options o;
 
     if (!read_options(&o, argc, argv)) {
@@ -238,7 +238,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "%s\n", err.text);
         return EXIT_FAILURE;
     }
-    opened_s = engine_now() - start;
+    opened_s = engine_now(NULL) - start;
     if (!o.json)
         printf("%s on %s, opened in %.3f s\n", o.model, engine_info(engine)->device_name, opened_s);
     for (int run = 0; err.code == 0 && run < o.runs; run++)

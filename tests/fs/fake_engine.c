@@ -430,6 +430,13 @@ int engine_set_budget(struct engine *engine, uint64_t bytes, struct error *err)
     return 0;
 }
 
+int engine_forecast(struct engine_forecast *forecast, const struct engine_options *options,
+                    const struct engine_device *device, const struct image_request *request,
+                    int jobs, struct error *err)
+{
+    return error_set(err, ENOTSUP, "no device, painting gradients: there is nothing to plan");
+}
+
 const char *image_phase_name(enum image_phase phase)
 {
     static const char *const names[] = {

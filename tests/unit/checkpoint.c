@@ -160,6 +160,26 @@ static void opens_mini(const char *mini)
     }
 }
 
+/* Every tensor is there, though no file is. */
+static void imagines(void)
+{
+    struct checkpoint *checkpoint = NULL;
+    const struct stored_tensor *tensor = NULL;
+    int64_t shape[2] = {123, 45};
+    struct error err = {0};
+
+    scratch_clear();
+    EXPECT(checkpoint_imagine(scratch_folder, &checkpoint, &err) == -ENOENT &&
+           strstr(err.text, "config.json") != NULL);
+    write_text("config.json", "{\"n\": 1}");
+    if (!EXPECT(checkpoint_imagine(scratch_folder, &checkpoint, &err) == 0, "%s", err.text))
+        return;
+    EXPECT(checkpoint_find(checkpoint, "whatever", &tensor, &err) == 0);
+    EXPECT(stored_tensor_check(tensor, 2, shape, &err) == 0 && tensor->data == NULL);
+    EXPECT(checkpoint_config(checkpoint) != NULL && checkpoint_check(checkpoint, &err) == 0);
+    checkpoint_close(checkpoint);
+}
+
 int main(int argc, char **argv)
 {
     scratch_start();
@@ -168,6 +188,7 @@ int main(int argc, char **argv)
     opens_shards();
     refuses_bad_indices();
     refuses_incomplete_folders();
+    imagines();
     if (argc > 1)
         opens_mini(argv[1]);
     scratch_finish();

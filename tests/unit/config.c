@@ -101,6 +101,25 @@ static void test_actions(void)
     EXPECT(config_load(&config, 1, nothing, &err) == -EINVAL && strstr(err.text, "no mountpoint"));
 }
 
+static void test_plan(void)
+{
+    struct config config;
+
+    write_ini("[fluxfs]\nsteps = 9\n");
+    EXPECT(LOAD(&config, "--plan", "--vram", "24G", "--link=25", "--tflops=165.5", "--jobs", "4",
+                "--model=/m", "--bandwidth=1000") == 0,
+           "%s", err.text);
+    EXPECT(config.action == CONFIG_PLAN && config.mountpoint == NULL && config.state_dir == NULL);
+    EXPECT(config.plan.vram_bytes == 24ull << 30 && config.plan.link_gb_s == 25);
+    EXPECT(config.plan.tflops == 165.5 && config.plan.bandwidth_gb_s == 1000);
+    EXPECT(config.plan.jobs == 4 && config.defaults.steps == 9);
+    EXPECT(strcmp(config.model, "/m") == 0);
+    config_finish(&config);
+    EXPECT(LOAD(&config, "--plan", "/mnt") == -EINVAL && strstr(err.text, "/mnt") != NULL);
+    EXPECT(LOAD(&config, "--vram=1G", "/mnt") == -EINVAL && strstr(err.text, "vram") != NULL);
+    EXPECT(LOAD(&config, "--plan", "--jobs=1e9") == -EINVAL);
+}
+
 static void test_refusals(void)
 {
     struct config config;
@@ -166,6 +185,7 @@ int main(void)
     test_layout();
     test_mount_form();
     test_actions();
+    test_plan();
     test_refusals();
     test_sizes();
     unlink(ini);

@@ -1,0 +1,270 @@
+/* SPDX-License-Identifier: MIT */
+#include "engine/rates.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "alloc/arena.h"
+#include "engine/ops.h"
+
+enum {
+    REPEATS = 3,        /* the fastest counts */
+    HOST_TOKENS = 1024, /* enough there, and done in a moment */
+    CONV_SIDE_PX = 128,
+    WINDOW = 3,
+    RUNS_MAX = 1 << 16,
+};
+
+/* A trial goes on for so long at least: what it takes to mark it does not count then. */
+#define TRIAL_S 0.02
+#define LEAST_S 1e-9
+
+struct trial {
+    struct backend *backend;
+    struct compute c;
+    int64_t rows, width, channels;
+    int heads;
+    struct arena *arena;
+    uintptr_t memory;
+    uint32_t *noise; /* host: small numbers, be they read as fp32 or as bf16 */
+
+    struct tensor up, x, y, token, gate;           /* of a linear layer and attention */
+    struct tensor kernel, bias, pixels, convolved; /* of a convolution */
+};
+
+static uint64_t aligned(uint64_t bytes)
+{
+    return (bytes + ARENA_ALIGNMENT - 1) / ARENA_ALIGNMENT * ARENA_ALIGNMENT;
+}
+
+static struct tensor place(struct trial *t, uint64_t *at, enum dtype dtype, int64_t rows,
+                           int64_t cols)
+{
+    struct tensor x =
+        tensor_of(t->memory == 0 ? NULL : (void *)(t->memory + *at), dtype, rows, cols);
+
+    *at += aligned(tensor_bytes(&x));
+    return x;
+}
+
+static struct tensor place_weight(struct trial *t, uint64_t *at, int64_t rows, int64_t cols)
+{
+    struct tensor weight = place(t, at, t->backend->weight, rows, cols);
+
+    *at += aligned(backend_weight_bytes(t->backend, WEIGHT_MATRIX, rows, cols)) -
+           aligned(tensor_bytes(&weight));
+    return weight;
+}
+
+/* The operands behind the back end's workspace; returns how long all of it is. */
+static uint64_t place_all(struct trial *t)
+{
+    int64_t pixels = (int64_t)CONV_SIDE_PX * CONV_SIDE_PX;
+    enum dtype activation = t->backend->activation;
+    uint64_t at = aligned(t->backend->workspace_bytes);
+
+    t->up = place_weight(t, &at, 4 * t->width, t->width);
+    t->x = place(t, &at, activation, t->rows, 3 * t->width);
+    t->y = place(t, &at, activation, t->rows, 4 * t->width);
+    t->token = place(t, &at, activation, 1, 2);
+    t->gate = place(t, &at, DTYPE_F32, 1, t->width);
+    t->kernel = place_weight(t, &at, t->channels, t->channels * WINDOW * WINDOW);
+    t->bias = place(t, &at, t->backend->bias, 1, t->channels);
+    t->pixels = place(t, &at, activation, pixels, t->channels);
+    t->convolved = place(t, &at, activation, pixels, t->channels);
+    return at;
+}
+
+/* Elements of the longest operand that is filled. */
+static size_t longest(const struct trial *t)
+{
+    const struct tensor *const all[] = {&t->up, &t->x, &t->y, &t->kernel, &t->pixels};
+    size_t most = 0;
+
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        size_t count = (size_t)(all[i]->rows * all[i]->cols);
+
+        most = count > most ? count : most;
+    }
+    return most;
+}
+
+/* A weight as a checkpoint has it, in bf16. */
+static void copy_weight(struct trial *t, struct tensor weight, enum weight_layout layout)
+{
+    const struct backend_ops *ops = t->backend->ops;
+    struct weight_copy copy = {.target = weight.data,
+                               .source = t->noise,
+                               .source_dtype = DTYPE_BF16,
+                               .layout = layout,
+                               .rows = weight.rows,
+                               .cols = weight.cols,
+                               .channels_in = (int)t->channels,
+                               .window = WINDOW * WINDOW,
+                               .name = "noise",
+                               .path = "memory"};
+
+    ops->copy_reuse(t->backend);
+    ops->copy_weights(t->backend, &copy, 1);
+    ops->copy_wait(t->backend, ops->copy_ticket(t->backend));
+}
+
+/* ---- what is tried ---- */
+
+static void try_link(struct trial *t)
+{
+    copy_weight(t, t->up, WEIGHT_MATRIX);
+}
+
+static void try_linear(struct trial *t)
+{
+    op_linear(&t->c,
+              (struct linear){.y = t->y, .x = tensor_cols(t->x, 0, t->width), .weight = t->up});
+}
+
+static void try_attention(struct trial *t)
+{
+    op_attention(&t->c, (struct attention){.y = tensor_cols(t->y, 0, t->width),
+                                           .q = tensor_cols(t->x, 0, t->width),
+                                           .k = tensor_cols(t->x, t->width, t->width),
+                                           .v = tensor_cols(t->x, 2 * t->width, t->width),
+                                           .heads = t->heads,
+                                           .scale = 1});
+}
+
+static void try_conv(struct trial *t)
+{
+    op_conv(&t->c, (struct conv){.y = t->convolved,
+                                 .x = t->pixels,
+                                 .weight = t->kernel,
+                                 .bias = t->bias,
+                                 .height = CONV_SIDE_PX,
+                                 .width = CONV_SIDE_PX,
+                                 .size = WINDOW});
+}
+
+static void try_memory(struct trial *t)
+{
+    op_gated_add(&t->c, tensor_cols(t->y, 0, t->width), t->gate, tensor_cols(t->x, 0, t->width));
+}
+
+static void try_call(struct trial *t)
+{
+    op_silu(&t->c, t->token, t->token);
+}
+
+/* Seconds that one run takes on a stream; 0 once something failed, which `err` tells. */
+static double seconds_of(struct trial *t, enum backend_stream stream, void (*run)(struct trial *),
+                         struct error *err)
+{
+    const struct backend_ops *ops = t->backend->ops;
+    double best = INFINITY;
+    int runs = 1;
+
+    run(t); /* libraries load their code */
+    for (int repeat = 0; repeat < REPEATS;) {
+        uint64_t from, to;
+        double seconds;
+
+        if (err->code != 0 || ops->sync(t->backend, err) != 0)
+            return 0;
+        from = ops->mark(t->backend, stream);
+        for (int i = 0; i < runs; i++)
+            run(t);
+        to = ops->mark(t->backend, stream);
+        if (ops->sync(t->backend, err) != 0)
+            return 0;
+        seconds = ops->mark_seconds(t->backend, from, to);
+        if (seconds < TRIAL_S && runs < RUNS_MAX) {
+            runs *= 2;
+            continue;
+        }
+        best = fmin(best, seconds / runs);
+        repeat++;
+    }
+    return fmax(best, LEAST_S);
+}
+
+static int trial_open(struct trial *t, struct error *err)
+{
+    uint64_t page = t->backend->pages->granule_bytes, state = 1;
+    struct arena_request request = {.bytes = place_all(t)};
+    struct arena_options options = {.budget_bytes = (request.bytes + page - 1) / page * page};
+    int result = arena_create(&t->arena, t->backend->pages, &options);
+    size_t count;
+
+    if (result == 0)
+        result = arena_alloc(t->arena, &request, &t->memory, NULL);
+    if (result != 0)
+        return error_set(err, -result, "measuring the device: %.1f MB of its memory: %s",
+                         (double)request.bytes / 1e6, strerror(-result));
+    count = longest(t);
+    t->noise = malloc(count * sizeof *t->noise);
+    if (t->noise == NULL)
+        return error_set(err, ENOMEM, "out of host memory");
+    for (size_t i = 0; i < count; i++) {
+        uint32_t half;
+
+        state = state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+        half = 0x3c00 | (uint32_t)(state >> 33 & 0x80ff); /* ±0.008 to ±0.03 */
+        t->noise[i] = half << 16 | half;
+    }
+    t->backend->workspace = (void *)t->memory;
+    place_all(t);
+    op_upload(&t->c, t->x, t->noise);
+    op_upload(&t->c, t->y, t->noise);
+    op_upload(&t->c, t->token, t->noise);
+    op_upload(&t->c, t->gate, t->noise);
+    op_upload(&t->c, t->bias, t->noise);
+    op_upload(&t->c, t->pixels, t->noise);
+    copy_weight(t, t->kernel, WEIGHT_CONV);
+    return 0;
+}
+
+static void trial_close(struct trial *t)
+{
+    t->backend->workspace = NULL;
+    arena_destroy(t->arena);
+    free(t->noise);
+}
+
+static double product_of(struct tensor y, struct tensor weight)
+{
+    return 2 * (double)y.rows * (double)weight.rows * (double)weight.cols;
+}
+
+static double bytes_of(struct tensor x)
+{
+    return (double)x.rows * (double)x.cols * (double)dtype_bytes(x.dtype);
+}
+
+int rates_measure(struct device_rates *rates, struct backend *backend,
+                  const struct rates_shapes *shapes, struct error *err)
+{
+    bool few = backend->host && shapes->tokens > HOST_TOKENS;
+    struct trial t = {.backend = backend,
+                      .c = {.backend = backend},
+                      .rows = few ? HOST_TOKENS : shapes->tokens,
+                      .width = shapes->width,
+                      .channels = shapes->vae_channels,
+                      .heads = shapes->heads};
+
+    err->code = 0;
+    if (trial_open(&t, err) == 0) {
+        struct tensor x = tensor_cols(t.x, 0, t.width);
+
+        rates->link_bytes = bytes_of(t.up) / seconds_of(&t, STREAM_COPY, try_link, err);
+        rates->linear_flops =
+            product_of(t.y, t.up) / seconds_of(&t, STREAM_COMPUTE, try_linear, err);
+        rates->attention_flops = 4 * (double)t.rows * (double)t.rows * (double)t.width /
+                                 seconds_of(&t, STREAM_COMPUTE, try_attention, err);
+        rates->conv_flops =
+            product_of(t.convolved, t.kernel) / seconds_of(&t, STREAM_COMPUTE, try_conv, err);
+        rates->memory_bytes = 3 * bytes_of(x) / seconds_of(&t, STREAM_COMPUTE, try_memory, err);
+        rates->call_s = seconds_of(&t, STREAM_COMPUTE, try_call, err);
+    }
+    trial_close(&t);
+    return err->code;
+}

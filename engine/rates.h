@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: MIT */
+/* How fast a back end's device is, found out by trying. */
+#ifndef FLUXFS_ENGINE_RATES_H
+#define FLUXFS_ENGINE_RATES_H
+
+#include "engine/described.h"
+
+/* What is to be computed on it. */
+struct rates_shapes {
+    int64_t tokens;       /* text and picture */
+    int heads;            /* of the transformer … */
+    int64_t width;        /* … and its hidden states' channels */
+    int64_t vae_channels; /* of a picture in the middle of the decoder */
+};
+
+/* A second or so. The back end must not be in use otherwise; its memory is given back. */
+int rates_measure(struct device_rates *rates, struct backend *backend,
+                  const struct rates_shapes *shapes, struct error *err);
+
+#endif

@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: MIT */
+#include "fs/config_plan.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "fs/text.h"
+
+enum { JOBS_MAX = 64 };
+
+static int read_number(double *number, const char *name, const char *value, struct error *err)
+{
+    char shown[TEXT_SHOWN_BYTES], *end;
+    double parsed = strtod(value, &end);
+
+    if (value[0] < '0' || value[0] > '9' || *end != '\0' || !isfinite(parsed) || parsed <= 0)
+        return error_set(err, EINVAL, "--%s: \"%s\" is no number above 0", name,
+                         text_show(shown, value));
+    *number = parsed;
+    return 0;
+}
+
+static int read_value(struct config_plan *plan, const char *name, const char *value,
+                      struct error *err)
+{
+    struct error inner;
+    double jobs;
+
+    if (strcmp(name, "vram") == 0) {
+        if (config_parse_size(&plan->vram_bytes, value, &inner) != 0)
+            return error_set(err, EINVAL, "--vram: %s", inner.text);
+        return 0;
+    }
+    if (strcmp(name, "link") == 0)
+        return read_number(&plan->link_gb_s, name, value, err);
+    if (strcmp(name, "tflops") == 0)
+        return read_number(&plan->tflops, name, value, err);
+    if (strcmp(name, "bandwidth") == 0)
+        return read_number(&plan->bandwidth_gb_s, name, value, err);
+    if (read_number(&jobs, name, value, err) != 0)
+        return err->code;
+    if (jobs > JOBS_MAX || jobs != floor(jobs))
+        return error_set(err, EINVAL, "--jobs: %s: 1 to %d are possible", value, JOBS_MAX);
+    plan->jobs = (uint32_t)jobs;
+    return 0;
+}
+
+int config_plan_option(struct config_plan *plan, int argc, char *const argv[], int *i,
+                       struct error *err)
+{
+    static const char *const names[] = {"vram", "link", "tflops", "bandwidth", "jobs"};
+    const char *word = argv[*i] + 2;
+    size_t length = strcspn(word, "=");
+
+    for (size_t n = 0; n < sizeof names / sizeof *names; n++) {
+        const char *value = word + length + 1;
+
+        if (strlen(names[n]) != length || strncmp(word, names[n], length) != 0)
+            continue;
+        if (word[length] == '\0' && *i + 1 >= argc)
+            return error_set(err, EINVAL, "--%s: its value is missing", names[n]);
+        if (word[length] == '\0')
+            value = argv[++*i];
+        return read_value(plan, names[n], value, err) != 0 ? err->code : 1;
+    }
+    return 0;
+}

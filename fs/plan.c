@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: MIT */
+#include "fs/plan.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/engine.h"
+
+enum { MAP_COLUMNS = 100 };
+
+#define GIB ((double)(UINT64_C(1) << 30))
+#define MIB ((double)(UINT64_C(1) << 20))
+
+static void print_size(FILE *out, uint64_t bytes)
+{
+    if (bytes == 0)
+        fprintf(out, "nothing");
+    else if ((double)bytes < GIB)
+        fprintf(out, "%.1f MiB", (double)bytes / MIB);
+    else
+        fprintf(out, "%.2f GiB", (double)bytes / GIB);
+}
+
+static void print_device(const struct engine_forecast *f, bool described, FILE *out)
+{
+    fprintf(out, "device    %s: ", f->device);
+    print_size(out, f->device_bytes);
+    fprintf(out, ", link %.1f GB/s, %.4g TFLOP/s, memory %.0f GB/s%s\n", f->rates.link_bytes / 1e9,
+            f->rates.flops / 1e12, f->rates.memory_bytes_s / 1e9,
+            described ? "" : " (measured; memory that is free)");
+    fprintf(out, "picture   %s, %dx%d, %d steps%s\n", f->model, f->image.width_px,
+            f->image.height_px, f->image.steps,
+            f->image.cfg_scale != 1 ? ", true CFG: each step twice" : "");
+    fprintf(out, "budget    ");
+    print_size(out, f->budget);
+    fprintf(out, "; this picture needs ");
+    print_size(out, f->least_budget);
+    fprintf(out, " at least\n");
+}
+
+static void print_blocks(const struct engine_forecast *f, FILE *out)
+{
+    size_t length = strlen(f->map);
+
+    fprintf(out, "\nThe transformer's blocks, in order: # stays on the device, . passes through\n");
+    for (size_t at = 0; at < length; at += MAP_COLUMNS)
+        fprintf(out, "  %.*s\n", MAP_COLUMNS, f->map + at);
+    fprintf(out, "  %-18s %6s %6s %6s %12s\n", "kind", "blocks", "stay", "pass", "each");
+    for (int i = 0; i < FORECAST_KINDS && f->blocks[i].kind != NULL; i++) {
+        const struct forecast_blocks *b = &f->blocks[i];
+
+        fprintf(out, "  %-18s %6d %6d %6d %8.1f MiB\n", b->kind, b->count, b->resident,
+                b->count - b->resident, (double)b->bytes / MIB);
+    }
+    fprintf(out, "  over the link in each step: ");
+    print_size(out, f->link_bytes);
+    fprintf(out, " of ");
+    print_size(out, f->weight_bytes);
+    if (f->slots > 0) {
+        fprintf(out, ", through %d slots of ", f->slots);
+        print_size(out, f->slot_bytes);
+    }
+    fprintf(out, "\n");
+}
+
+static void print_memory(const struct engine_forecast *f, FILE *out)
+{
+    uint64_t all = 0;
+
+    fprintf(out, "\nMemory during a step\n");
+    for (int i = 0; i < MEMORY_COMPONENTS; i++) {
+        if (f->component[i] == 0)
+            continue;
+        all += f->component[i];
+        fprintf(out, "  %-18s ", memory_component_name((enum memory_component)i));
+        print_size(out, f->component[i]);
+        fprintf(out, "\n");
+    }
+    fprintf(out, "  %-18s ", "together");
+    print_size(out, all);
+    fprintf(out, "; at most, other phases included: ");
+    print_size(out, f->peak_bytes);
+    fprintf(out, "\n");
+}
+
+static void print_time(const struct engine_forecast *f, uint32_t jobs, FILE *out)
+{
+    fprintf(out, "\nTime\n");
+    fprintf(out, "  a step             %.4g s: %.4g s of computing, %.4g s of copying weights\n",
+            f->step_s, f->step_compute_s, f->step_copy_s);
+    fprintf(out,
+            "  a picture          %.4g s: text %.4g, modulations %.4g, steps %.4g, decoding %.4g\n",
+            f->picture_s, f->text_s, f->condition_s, f->denoise_s, f->decode_s);
+    fprintf(out, "  the first picture  %.4g s, when nothing is on the device yet\n", f->first_s);
+    if (jobs > 1)
+        fprintf(out,
+                "  %-2" PRIu32 " that wait       %.4g s a picture, %.4g s a step of each: %d %s\n",
+                jobs, f->together_s, f->together_step_s, f->together,
+                f->together > 1 ? "go in step" : "at a time");
+}
+
+int plan_print(const struct config *config, FILE *out, struct error *err)
+{
+    const struct prompt_values *values = &config->defaults;
+    const struct config_plan *plan = &config->plan;
+    struct engine_options options = {.model_path = config->model,
+                                     .backend = config->backend,
+                                     .module_dir = config->module_dir,
+                                     .vram_budget_bytes = config->vram_budget_bytes,
+                                     .threads = config->threads};
+    struct engine_device device = {plan->vram_bytes, plan->tflops * 1e12, plan->link_gb_s * 1e9,
+                                   plan->bandwidth_gb_s * 1e9};
+    struct image_request request = {.width_px = values->width_px,
+                                    .height_px = values->height_px,
+                                    .steps = values->steps,
+                                    .guidance = values->guidance,
+                                    .cfg_scale = values->true_cfg};
+    struct engine_forecast f;
+    uint32_t jobs = plan->jobs > 0 ? plan->jobs : 1;
+
+    if (engine_forecast(&f, &options, &device, &request, (int)jobs, err) != 0)
+        return err->code;
+    print_device(&f, plan->tflops > 0, out);
+    print_blocks(&f, out);
+    print_memory(&f, out);
+    print_time(&f, jobs, out);
+    free(f.map);
+    return 0;
+}

@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What is foretold of a device: at FLUX.1-dev's sizes against arithmetic done by hand, at many
+ * budgets; and of this machine against what a real engine then does.
+ * usage: forecast CONFIGS MINI
+ */
+#include <errno.h>
+#include <math.h>
+#include <string.h>
+
+#include "engine/engine.h"
+#include "tests/test.h"
+
+#define GIB ((uint64_t)1 << 30)
+
+static struct error err;
+
+/* So much bandwidth that only products count. */
+static const struct engine_device card = {
+    .memory_bytes = 80 * GIB, .flops = 165e12, .link_bytes = 25e9, .memory_bytes_s = 1e18};
+static const struct image_request square = {
+    .width_px = 1024, .height_px = 1024, .steps = 4, .cfg_scale = 1};
+
+static int foretell(struct engine_forecast *f, const char *model, uint64_t budget, int jobs)
+{
+    struct engine_options options = {.model_path = model, .vram_budget_bytes = budget};
+
+    return engine_forecast(f, &options, &card, &square, jobs, &err);
+}
+
+/* Operations of a step at 1024x1024, from the paper's sizes alone. */
+static double step_flops(void)
+{
+    double w = 3072, text = 512, image = 4096, all = text + image;
+    double doubles = 2 * all * (4 * w * w + 8 * w * w) + 4 * all * all * w;
+    double singles = 2 * all * (3 * w * w + 4 * w * w + 5 * w * w) + 4 * all * all * w;
+
+    return 19 * doubles + 38 * singles + 2 * (2 * image * 64 * w);
+}
+
+static uint64_t sum_of(const uint64_t *values, int count)
+{
+    uint64_t sum = 0;
+
+    for (int i = 0; i < count; i++)
+        sum += values[i];
+    return sum;
+}
+
+static void check_sums(const struct engine_forecast *f)
+{
+    int resident = 0, count = 0, marked = 0;
+    uint64_t streamed = 0, all = 0;
+
+    for (int i = 0; i < FORECAST_KINDS && f->blocks[i].kind != NULL; i++) {
+        const struct forecast_blocks *b = &f->blocks[i];
+
+        resident += b->resident;
+        count += b->count;
+        all += (uint64_t)b->count * b->bytes;
+        streamed += (uint64_t)(b->count - b->resident) * b->bytes;
+    }
+    for (const char *c = f->map; *c != '\0'; c++)
+        marked += *c == '#';
+    EXPECT(count == 2 + 19 * 3 + 38 * 2 && (int)strlen(f->map) == count && marked == resident);
+    EXPECT(all == f->weight_bytes);
+    EXPECT(f->link_bytes == streamed || (f->link_bytes == 0 && count - resident <= f->slots));
+    EXPECT(sum_of(f->component, MEMORY_COMPONENTS) <= f->budget && f->peak_bytes <= f->budget);
+}
+
+/* What the link and the arithmetic allow, and no more time than both in turn. */
+static void check_times(const struct engine_forecast *f)
+{
+    double compute_s = step_flops() / card.flops;
+    double copy_s = (double)f->link_bytes / card.link_bytes;
+    double longer = compute_s > copy_s ? compute_s : copy_s;
+
+    EXPECT(fabs(f->step_compute_s - compute_s) < 1e-3 * compute_s, "%g s of computing, %g by hand",
+           f->step_compute_s, compute_s);
+    EXPECT(fabs(f->step_copy_s - copy_s) < 1e-3 * copy_s + 1e-6, "%g s of copying, %g by hand",
+           f->step_copy_s, copy_s);
+    EXPECT(f->step_s >= longer * 0.999 && f->step_s <= (compute_s + copy_s) * 1.001, "%g s",
+           f->step_s);
+    EXPECT(fabs(f->text_s + f->condition_s + f->denoise_s + f->decode_s - f->picture_s) <
+           0.01 * f->picture_s);
+}
+
+static void test_budgets(const char *configs)
+{
+    struct engine_forecast f;
+    uint64_t least;
+    double before = INFINITY;
+
+    if (!EXPECT(foretell(&f, configs, 0, 1) == 0, "%s", err.text))
+        return;
+    EXPECT(f.link_bytes == 0 && f.slots == 0);
+    check_sums(&f);
+    check_times(&f);
+    least = f.least_budget;
+    free(f.map);
+    for (int i = 0; i <= 12; i++) {
+        uint64_t budget = least + (uint64_t)i * (24 * GIB - least) / 12;
+
+        if (!EXPECT(foretell(&f, configs, budget, 1) == 0, "%s", err.text))
+            return;
+        EXPECT(f.budget == budget && f.least_budget == least);
+        EXPECT(f.step_s <= before * 1.01, "%g s within %.2f GiB, %g s within less", f.step_s,
+               (double)budget / (double)GIB, before);
+        EXPECT(i > 0 || f.link_bytes > 16 * GIB);
+        check_sums(&f);
+        check_times(&f);
+        before = f.step_s;
+        free(f.map);
+    }
+    EXPECT(foretell(&f, configs, least - 1, 1) == -ENOMEM && strstr(err.text, "1024x1024") != NULL,
+           "%s", err.text);
+    EXPECT(foretell(&f, configs, 1, 1) == -ENOMEM);
+}
+
+/* Where the link is what it waits for, pictures that wait share it. */
+static void test_company(const char *configs)
+{
+    struct engine_forecast f;
+    double compute_s = step_flops() / card.flops;
+
+    if (!EXPECT(foretell(&f, configs, 4 * GIB, 4) == 0, "%s", err.text))
+        return;
+    EXPECT(f.together > 1 && f.together <= 4, "%d", f.together);
+    EXPECT(f.together_step_s < 0.8 * f.step_s && f.together_step_s >= compute_s * 0.999,
+           "%g s each, %g alone", f.together_step_s, f.step_s);
+    EXPECT(f.together_s < f.picture_s);
+    free(f.map);
+    if (!EXPECT(foretell(&f, configs, 40 * GIB, 3) == 0, "%s", err.text))
+        return;
+    EXPECT(f.together == 1 && fabs(f.together_step_s - f.step_s) < 0.01 * f.step_s);
+    free(f.map);
+}
+
+static void test_bad_devices(const char *configs)
+{
+    struct engine_options options = {.model_path = configs};
+    struct engine_device device = card;
+    struct engine_forecast f;
+
+    device.link_bytes = 0;
+    EXPECT(engine_forecast(&f, &options, &device, &square, 1, &err) == -EINVAL);
+    device = card;
+    device.memory_bytes = 0;
+    EXPECT(engine_forecast(&f, &options, &device, &square, 1, &err) == -EINVAL);
+    options.model_path = "/nowhere";
+    EXPECT(engine_forecast(&f, &options, &card, &square, 1, &err) == -ENOENT &&
+               strstr(err.text, "/nowhere") != NULL,
+           "%s", err.text);
+}
+
+/* ---- this machine ---- */
+
+struct watch {
+    struct engine *engine;
+    struct engine_memory memory;
+};
+
+static void look(void *owner, struct image *image, const struct image_progress *progress)
+{
+    struct watch *watch = owner;
+
+    if (progress->phase == IMAGE_DENOISE && progress->block == 1)
+        engine_memory(watch->engine, &watch->memory);
+}
+
+/* The second picture of two, as the forecast has it. */
+static void paint(struct watch *watch, const struct engine_options *options,
+                  struct image_request request)
+{
+    struct image_observer observer = {watch, look};
+    struct image *image;
+
+    if (!EXPECT(engine_open(&watch->engine, options, &err) == 0, "%s", err.text))
+        return;
+    for (int i = 0; i < 2; i++) {
+        request.prompt = i == 0 ? "a red circle" : "a blue star";
+        if (!EXPECT(image_start(&image, watch->engine, &request, &observer, &err) == 0, "%s",
+                    err.text))
+            break;
+        while (image_phase(image) < IMAGE_DONE)
+            EXPECT(engine_advance(watch->engine, &err) == 0, "%s", err.text);
+        image_finish(image);
+    }
+    engine_close(watch->engine);
+}
+
+static void test_machine(const char *mini, uint64_t budget)
+{
+    struct engine_options options = {
+        .model_path = mini, .backend = "cpu", .threads = 2, .vram_budget_bytes = budget};
+    struct image_request request = {.width_px = 96, .height_px = 64, .steps = 2, .cfg_scale = 1};
+    const struct engine_device here = {0};
+    struct engine_forecast f;
+    struct watch watch = {0};
+    int resident = 0, count = 0;
+
+    if (!EXPECT(engine_forecast(&f, &options, &here, &request, 1, &err) == 0, "%s", err.text))
+        return;
+    paint(&watch, &options, request);
+    for (int i = 0; i < FORECAST_KINDS; i++) {
+        resident += f.blocks[i].resident;
+        count += f.blocks[i].count;
+    }
+    EXPECT((uint64_t)resident == watch.memory.resident_blocks &&
+               (uint64_t)(count - resident) == watch.memory.streamed_blocks,
+           "%d of %d blocks, the engine has %llu", resident, count,
+           (unsigned long long)watch.memory.resident_blocks);
+    EXPECT(budget == 0 || f.budget == watch.memory.budget);
+    EXPECT(f.peak_bytes <= f.budget);
+    for (int i = 0; i < MEMORY_COMPONENTS; i++)
+        EXPECT(f.component[i] == watch.memory.component[i], "%s: %llu, the engine has %llu",
+               memory_component_name((enum memory_component)i), (unsigned long long)f.component[i],
+               (unsigned long long)watch.memory.component[i]);
+    EXPECT(f.rates.flops > 1e8 && f.rates.link_bytes > 1e6 && isfinite(f.step_s) && f.step_s > 0);
+    /* Here copies and computing take turns. */
+    EXPECT(f.step_s >= 0.99 * (f.step_compute_s + f.step_copy_s));
+    free(f.map);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 3)
+        return test_skip("usage: forecast CONFIGS MINI");
+    test_budgets(argv[1]);
+    test_company(argv[1]);
+    test_bad_devices(argv[1]);
+    test_machine(argv[2], 0);
+    test_machine(argv[2], 30000000);
+    test_machine(argv[2], 18000000);
+    return test_finish();
+}
