@@ -16,7 +16,9 @@ struct forecast_run {
     struct engine *engine;
     struct image_request request; /* with the model's own size and steps */
     struct engine_forecast *forecast;
-    bool looked; /* at the plan */
+    bool looked;           /* at the plan */
+    struct image **images; /* that were waiting … */
+    int jobs, started;     /* … and how many of them were started */
 };
 
 /* ---- the device ---- */
@@ -148,22 +150,23 @@ static void look(void *owner, struct image *image, const struct image_progress *
 
 /* ---- pictures ---- */
 
-static bool any_active(const struct image *const *images, int count)
+static int active_count(const struct forecast_run *run)
 {
-    for (int i = 0; i < count; i++)
-        if (image_active(images[i]))
-            return true;
-    return false;
+    int count = 0;
+
+    for (int i = 0; i < run->started; i++)
+        count += image_active(run->images[i]);
+    return count;
 }
 
-static int advance(struct engine *engine, struct image *const *images, int count, struct error *err)
+/* Steps done by all of them. */
+static int steps_done(const struct forecast_run *run)
 {
-    if (engine_advance(engine, err) != 0)
-        return err->code;
-    for (int i = 0; i < count; i++)
-        if (image_error(images[i], err) != 0)
-            return err->code;
-    return 0;
+    int steps = 0;
+
+    for (int i = 0; i < run->started; i++)
+        steps += run->images[i]->step;
+    return steps;
 }
 
 /* One picture by itself; how long it and each phase took. */
@@ -187,7 +190,8 @@ static int paint_one(struct forecast_run *run, const char *prompt, double *secon
         double began = engine_now(engine);
         int step = image->step;
 
-        result = advance(engine, &image, 1, err);
+        if (engine_advance(engine, err) != 0 || image_error(image, err) != 0)
+            result = err->code;
         if (image->step == step)
             continue;
         forecast->step_s = engine_now(engine) - began;
@@ -204,68 +208,70 @@ static int paint_one(struct forecast_run *run, const char *prompt, double *secon
     return result;
 }
 
-/* Starts as many of the pictures that wait as the engine wants, as the daemon does. */
-static int start_more(struct forecast_run *run, struct image **images, int *started, int jobs,
-                      int *active, struct error *err)
+/* Starts as many of those that wait as the engine wants, as the daemon does. */
+static int start_more(struct forecast_run *run, struct error *err)
 {
     struct image_request request = run->request;
     char prompt[32];
 
     request.prompt = prompt;
-    *active = 0;
-    for (int i = 0; i < *started; i++)
-        *active += image_active(images[i]);
-    while (*started < jobs && *active < engine_wanted_images(run->engine)) {
-        snprintf(prompt, sizeof prompt, "waiting %d", *started);
-        if (image_start(&images[*started], run->engine, &request, NULL, err) != 0)
+    while (run->started < run->jobs && active_count(run) < engine_wanted_images(run->engine)) {
+        struct image **image = &run->images[run->started];
+
+        snprintf(prompt, sizeof prompt, "waiting %d", run->started);
+        if (image_start(image, run->engine, &request, NULL, err) != 0)
             return err->code;
-        ++*started;
-        ++*active;
+        run->started++;
     }
     return 0;
 }
 
-/* Pictures that wait together. */
-static int paint_many(struct forecast_run *run, struct image **images, int jobs, struct error *err)
+static int advance(struct forecast_run *run, struct error *err)
+{
+    if (engine_advance(run->engine, err) != 0)
+        return err->code;
+    for (int i = 0; i < run->started; i++)
+        if (image_error(run->images[i], err) != 0)
+            return err->code;
+    return 0;
+}
+
+static int paint_many(struct forecast_run *run, struct error *err)
 {
     struct engine_forecast *forecast = run->forecast;
-    struct engine *engine = run->engine;
-    double start = engine_now(engine);
-    int started = 0, active = 0, result;
+    double start = engine_now(run->engine);
+    int result = 0;
 
-    do {
-        double began = engine_now(engine);
-        int steps = 0;
+    while (result == 0 && (run->started < run->jobs || active_count(run) > 0)) {
+        double began = engine_now(run->engine);
+        int steps;
 
-        result = start_more(run, images, &started, jobs, &active, err);
-        for (int i = 0; i < started; i++)
-            steps -= images[i]->step;
+        result = start_more(run, err);
+        steps = -steps_done(run);
         if (result == 0)
-            result = advance(engine, images, started, err);
-        for (int i = 0; i < started; i++)
-            steps += images[i]->step;
-        if (steps < forecast->together || steps == 0)
+            result = advance(run, err);
+        steps += steps_done(run);
+        if (steps == 0 || steps < forecast->together)
             continue;
         forecast->together = steps;
-        forecast->together_step_s = (engine_now(engine) - began) / steps;
-    } while (result == 0 &&
-             (started < jobs || any_active((const struct image *const *)images, started)));
-    forecast->together_s = (engine_now(engine) - start) / jobs;
-    for (int i = 0; i < started; i++)
-        image_finish(images[i]);
+        forecast->together_step_s = (engine_now(run->engine) - began) / steps;
+    }
+    forecast->together_s = (engine_now(run->engine) - start) / run->jobs;
+    for (int i = 0; i < run->started; i++)
+        image_finish(run->images[i]);
     return result;
 }
 
-static int paint(struct forecast_run *run, int jobs, struct error *err)
+static int paint(struct forecast_run *run, struct error *err)
 {
     struct engine_forecast *forecast = run->forecast;
     struct engine *engine = run->engine;
-    struct image **images = calloc((size_t)jobs, sizeof(struct image *));
     struct engine_memory memory;
     int result = 0;
 
+    run->images = calloc((size_t)run->jobs + 1, sizeof(struct image *));
     forecast->map = calloc(engine->transformer.step.count + 1, 1);
-    if (images == NULL || forecast->map == NULL)
+    if (run->images == NULL || forecast->map == NULL)
         result = error_set(err, ENOMEM, "out of host memory");
     if (result == 0)
         result = paint_one(run, "the first", &forecast->first_s, err);
@@ -273,8 +279,8 @@ static int paint(struct forecast_run *run, int jobs, struct error *err)
     if (result == 0)
         result = paint_one(run, "the second", &forecast->picture_s, err);
     if (result == 0)
-        result = paint_many(run, images, jobs, err);
-    free(images);
+        result = paint_many(run, err);
+    free(run->images);
     engine_memory(engine, &memory);
     forecast->peak_bytes = memory.peak_reserved;
     return result;
@@ -300,7 +306,8 @@ int engine_forecast(struct engine_forecast *out, const struct engine_options *op
                     int jobs, struct error *err)
 {
     struct engine_forecast forecast = {0};
-    struct forecast_run run = {.request = *request, .forecast = &forecast, .looked = true};
+    struct forecast_run run = {
+        .request = *request, .forecast = &forecast, .looked = true, .jobs = jobs};
     struct backend *real = NULL;
     char warning[ENGINE_WARNING_BYTES];
     int result = check_device(device, err);
@@ -316,7 +323,7 @@ int engine_forecast(struct engine_forecast *out, const struct engine_options *op
     if (result == 0)
         result = describe(&run, real, err);
     if (result == 0)
-        result = paint(&run, jobs, err);
+        result = paint(&run, err);
     engine_close(run.engine);
     if (real != NULL)
         real->ops->destroy(real);
