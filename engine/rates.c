@@ -189,21 +189,29 @@ static double seconds_of(struct trial *t, enum backend_stream stream, void (*run
 
 static int trial_open(struct trial *t, struct error *err)
 {
-    uint64_t page = t->backend->pages->granule_bytes, state = 1;
+    uint64_t page = t->backend->pages->granule_bytes;
     struct arena_request request = {.bytes = place_all(t)};
     struct arena_options options = {.budget_bytes = (request.bytes + page - 1) / page * page};
     int result = arena_create(&t->arena, t->backend->pages, &options);
-    size_t count;
 
     if (result == 0)
         result = arena_alloc(t->arena, &request, &t->memory, NULL);
     if (result != 0)
         return error_set(err, -result, "measuring the device: %.1f MB of its memory: %s",
                          (double)request.bytes / 1e6, strerror(-result));
-    count = longest(t);
-    t->noise = malloc(count * sizeof *t->noise);
+    t->noise = malloc(longest(t) * sizeof *t->noise);
     if (t->noise == NULL)
         return error_set(err, ENOMEM, "out of host memory");
+    t->backend->workspace = (void *)t->memory;
+    return 0;
+}
+
+/* Numbers in all that is read. */
+static void trial_fill(struct trial *t)
+{
+    size_t count = longest(t);
+    uint64_t state = 1;
+
     for (size_t i = 0; i < count; i++) {
         uint32_t half;
 
@@ -211,7 +219,6 @@ static int trial_open(struct trial *t, struct error *err)
         half = 0x3c00 | (uint32_t)(state >> 33 & 0x80ff); /* ±0.008 to ±0.03 */
         t->noise[i] = half << 16 | half;
     }
-    t->backend->workspace = (void *)t->memory;
     place_all(t);
     op_upload(&t->c, t->x, t->noise);
     op_upload(&t->c, t->y, t->noise);
@@ -220,7 +227,6 @@ static int trial_open(struct trial *t, struct error *err)
     op_upload(&t->c, t->bias, t->noise);
     op_upload(&t->c, t->pixels, t->noise);
     copy_weight(t, t->kernel, WEIGHT_CONV);
-    return 0;
 }
 
 static void trial_close(struct trial *t)
@@ -255,6 +261,7 @@ int rates_measure(struct device_rates *rates, struct backend *backend,
     if (trial_open(&t, err) == 0) {
         struct tensor x = tensor_cols(t.x, 0, t.width);
 
+        trial_fill(&t);
         rates->link_bytes = bytes_of(t.up) / seconds_of(&t, STREAM_COPY, try_link, err);
         rates->linear_flops =
             product_of(t.y, t.up) / seconds_of(&t, STREAM_COMPUTE, try_linear, err);
