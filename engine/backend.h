@@ -17,7 +17,7 @@
 #include "engine/error.h"
 #include "engine/tensor.h"
 
-#define BACKEND_ABI 7
+#define BACKEND_ABI 8
 
 enum activation {
     ACTIVATION_NONE,

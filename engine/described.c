@@ -227,6 +227,11 @@ static void copy_reuse(struct backend *backend)
     described_of(backend)->reuse = described_of(backend)->now[STREAM_COMPUTE];
 }
 
+static uint64_t pinned_bytes(struct backend *backend)
+{
+    return 0;
+}
+
 static uint64_t mark(struct backend *backend, enum backend_stream stream)
 {
     struct described *d = described_of(backend);
@@ -351,6 +356,7 @@ static const struct backend_ops described_ops = {
     .copy_ticket = copy_ticket,
     .copy_wait = copy_wait,
     .copy_reuse = copy_reuse,
+    .pinned_bytes = pinned_bytes,
     .mark = mark,
     .mark_wait = mark_wait,
     .mark_seconds = mark_seconds,

@@ -14,12 +14,14 @@ enum {
     HOST_TOKENS = 1024, /* enough there, and done in a moment */
     CONV_SIDE_PX = 128,
     WINDOW = 3,
+    LINEARS = 3,
     RUNS_MAX = 1 << 16,
 };
 
 /* A trial goes on for so long at least: what it takes to mark it does not count then. */
 #define TRIAL_S 0.02
 #define LEAST_S 1e-9
+#define NORM_EPS 1e-6f
 
 struct trial {
     struct backend *backend;
@@ -30,7 +32,7 @@ struct trial {
     uintptr_t memory;
     uint32_t *noise; /* host: small numbers, be they read as fp32 or as bf16 */
 
-    struct tensor up, x, y, token, gate;           /* of a linear layer and attention */
+    struct tensor up, x, y, token, gate, rope;     /* of a linear layer and attention */
     struct tensor kernel, bias, pixels, convolved; /* of a convolution */
 };
 
@@ -70,6 +72,7 @@ static uint64_t place_all(struct trial *t)
     t->y = place(t, &at, activation, t->rows, 4 * t->width);
     t->token = place(t, &at, activation, 1, 2);
     t->gate = place(t, &at, DTYPE_F32, 1, t->width);
+    t->rope = place(t, &at, DTYPE_F32, t->rows, t->width / t->heads);
     t->kernel = place_weight(t, &at, t->channels, t->channels * WINDOW * WINDOW);
     t->bias = place(t, &at, t->backend->bias, 1, t->channels);
     t->pixels = place(t, &at, activation, pixels, t->channels);
@@ -111,6 +114,16 @@ static void copy_weight(struct trial *t, struct tensor weight, enum weight_layou
     ops->copy_wait(t->backend, ops->copy_ticket(t->backend));
 }
 
+static double product_of(struct tensor y, struct tensor weight)
+{
+    return 2 * (double)y.rows * (double)weight.rows * (double)weight.cols;
+}
+
+static double bytes_of(struct tensor x)
+{
+    return (double)x.rows * (double)x.cols * (double)dtype_bytes(x.dtype);
+}
+
 /* ---- what is tried ---- */
 
 static void try_link(struct trial *t)
@@ -118,10 +131,15 @@ static void try_link(struct trial *t)
     copy_weight(t, t->up, WEIGHT_MATRIX);
 }
 
+/* A third of a transformer's products have the activation behind them. */
 static void try_linear(struct trial *t)
 {
-    op_linear(&t->c,
-              (struct linear){.y = t->y, .x = tensor_cols(t->x, 0, t->width), .weight = t->up});
+    for (int i = 0; i < LINEARS; i++)
+        op_linear(&t->c,
+                  (struct linear){.y = t->y,
+                                  .x = tensor_cols(t->x, 0, t->width),
+                                  .weight = t->up,
+                                  .activation = i == 0 ? ACTIVATION_GELU_TANH : ACTIVATION_NONE});
 }
 
 static void try_attention(struct trial *t)
@@ -145,9 +163,24 @@ static void try_conv(struct trial *t)
                                  .size = WINDOW});
 }
 
+/* What goes over a token's channels with little arithmetic, as an attention piece has it. */
 static void try_memory(struct trial *t)
 {
-    op_gated_add(&t->c, tensor_cols(t->y, 0, t->width), t->gate, tensor_cols(t->x, 0, t->width));
+    struct tensor x = tensor_cols(t->x, 0, t->width), y = tensor_cols(t->y, 0, t->width);
+    struct tensor head = tensor_cols(t->gate, 0, t->width / t->heads);
+
+    op_modulated_norm(&t->c, y, x, t->gate, t->gate, NORM_EPS);
+    op_head_norm_rope(&t->c, y, head, t->rope, NORM_EPS);
+    op_head_norm_rope(&t->c, y, head, t->rope, NORM_EPS);
+    op_gated_add(&t->c, y, t->gate, x);
+}
+
+/* The same as described.c counts it. */
+static double memory_bytes(const struct trial *t)
+{
+    struct tensor x = tensor_cols(t->x, 0, t->width);
+
+    return (2 + 2 * 2 + 3) * bytes_of(x) + 2 * bytes_of(t->rope);
 }
 
 static void try_call(struct trial *t)
@@ -224,6 +257,7 @@ static void trial_fill(struct trial *t)
     op_upload(&t->c, t->y, t->noise);
     op_upload(&t->c, t->token, t->noise);
     op_upload(&t->c, t->gate, t->noise);
+    op_upload(&t->c, t->rope, t->noise);
     op_upload(&t->c, t->bias, t->noise);
     op_upload(&t->c, t->pixels, t->noise);
     copy_weight(t, t->kernel, WEIGHT_CONV);
@@ -234,16 +268,6 @@ static void trial_close(struct trial *t)
     t->backend->workspace = NULL;
     arena_destroy(t->arena);
     free(t->noise);
-}
-
-static double product_of(struct tensor y, struct tensor weight)
-{
-    return 2 * (double)y.rows * (double)weight.rows * (double)weight.cols;
-}
-
-static double bytes_of(struct tensor x)
-{
-    return (double)x.rows * (double)x.cols * (double)dtype_bytes(x.dtype);
 }
 
 int rates_measure(struct device_rates *rates, struct backend *backend,
@@ -259,17 +283,15 @@ int rates_measure(struct device_rates *rates, struct backend *backend,
 
     err->code = 0;
     if (trial_open(&t, err) == 0) {
-        struct tensor x = tensor_cols(t.x, 0, t.width);
-
         trial_fill(&t);
         rates->link_bytes = bytes_of(t.up) / seconds_of(&t, STREAM_COPY, try_link, err);
         rates->linear_flops =
-            product_of(t.y, t.up) / seconds_of(&t, STREAM_COMPUTE, try_linear, err);
+            LINEARS * product_of(t.y, t.up) / seconds_of(&t, STREAM_COMPUTE, try_linear, err);
         rates->attention_flops = 4 * (double)t.rows * (double)t.rows * (double)t.width /
                                  seconds_of(&t, STREAM_COMPUTE, try_attention, err);
         rates->conv_flops =
             product_of(t.convolved, t.kernel) / seconds_of(&t, STREAM_COMPUTE, try_conv, err);
-        rates->memory_bytes = 3 * bytes_of(x) / seconds_of(&t, STREAM_COMPUTE, try_memory, err);
+        rates->memory_bytes = memory_bytes(&t) / seconds_of(&t, STREAM_COMPUTE, try_memory, err);
         rates->call_s = seconds_of(&t, STREAM_COMPUTE, try_call, err);
     }
     trial_close(&t);
