@@ -48,6 +48,9 @@ struct daemon {
     struct handle *handles;  /* all that are open; guarded by the tree lock */
     struct dir_handle *dirs; /* likewise */
     uint64_t last_handle;    /* number of the newest; guarded by the tree lock */
+    /* By status file: which content the attributes that the kernel may have cached are of;
+     * GIVEN_NONE, GIVEN_SOME (an answer is under way), or when it last changed. */
+    atomic_int_least64_t given_ns[STATUS_FILES];
     atomic_int_least64_t images_changed_ns, jobs_changed_ns, queue_changed_ns;
     void (*mounted)(void *owner); /* called once, when the kernel has greeted */
     void *owner;

@@ -37,20 +37,52 @@ static void owner_set(struct daemon *daemon, const struct job_info *info, struct
     }
 }
 
+/* Readers that come often spare the question how large a file is, which opening asks first. (error
+ * differs from user to user, and events grows.) */
+static bool attr_cached(struct node node)
+{
+    return node.kind == NODE_STATUS_FILE && node.part != STATUS_ERROR && node.part != STATUS_EVENTS;
+}
+
+void attr_follow(struct daemon *daemon, struct node node, int64_t changed_ns)
+{
+    int64_t given_ns;
+
+    if (!attr_cached(node)) {
+        return;
+    }
+    given_ns = atomic_load(&daemon->given_ns[node.part]);
+    if (given_ns != GIVEN_NONE && given_ns != changed_ns) {
+        atomic_store(&daemon->given_ns[node.part], GIVEN_NONE);
+        /* Attributes only, which needs no lock that opening or reading holds; an answer under way
+         * is outdated by this. */
+        fuse_lowlevel_notify_inval_inode(daemon->session, node_ino(node), -1, 0);
+    }
+}
+
 static int generated_attr(struct daemon *daemon, struct node node, const struct viewer *viewer,
                           struct stat *st)
 {
     struct text text = {0};
-    int64_t changed_ns;
+    int64_t changed_ns, some = GIVEN_SOME;
     off_t size;
     int code = 0;
 
+    if (attr_cached(node)) {
+        atomic_store(&daemon->given_ns[node.part], GIVEN_SOME);
+    }
     if (handle_recent(daemon, node, viewer->uid, &size, &changed_ns)) {
         size_set(st, (uint64_t)size);
     } else {
         code = file_render(daemon, node, viewer, &text, &changed_ns);
         size_set(st, text.length);
         content_finish(&text);
+    }
+    if (attr_cached(node) &&
+        !atomic_compare_exchange_strong(&daemon->given_ns[node.part], &some, changed_ns) &&
+        some != GIVEN_NONE && some != changed_ns) {
+        /* Another answer is on its way, of other content, and may come before or after. */
+        atomic_store(&daemon->given_ns[node.part], GIVEN_SOME);
     }
     times_set(st, changed_ns);
     return code;
@@ -227,6 +259,8 @@ double attr_timeout(struct node node)
     case NODE_JOBS:
     case NODE_QUEUE:
         return FOLDER_TIMEOUT_S;
+    case NODE_STATUS_FILE:
+        return attr_cached(node) ? STATUS_TIMEOUT_S : 0;
     default:
         return 0;
     }

@@ -67,6 +67,7 @@ static int snapshot_take(struct daemon *daemon, struct handle *handle)
         handle->snapshot_ns = clock_ns();
         pthread_mutex_unlock(&daemon->tree.lock);
         text = old;
+        attr_follow(daemon, handle->node, changed_ns);
     }
     content_finish(&text);
     return code;

@@ -9,6 +9,9 @@
 #define LONG_TIMEOUT_S 3600.0
 #define PROMPT_TIMEOUT_S 1.0
 #define FOLDER_TIMEOUT_S 0.1
+#define STATUS_TIMEOUT_S 0.01
+
+enum { GIVEN_NONE = 0, GIVEN_SOME = -1 };
 
 static inline struct daemon *daemon_of(fuse_req_t req)
 {
@@ -36,6 +39,8 @@ int attr_fill(fuse_req_t req, struct node node, const struct gallery_image *imag
 int entry_fill(fuse_req_t req, struct node node, const struct gallery_image *image,
                struct fuse_entry_param *entry);
 double attr_timeout(struct node node);
+/* Before an answer with this content: the kernel must not go on with attributes of another. */
+void attr_follow(struct daemon *daemon, struct node node, int64_t changed_ns);
 void ops_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void ops_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
                  struct fuse_file_info *fi);

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Generated files read like files: sizes, times, snapshots, and the programs that look at them."""
 
+import collections
 import errno
 import io
 import mmap
@@ -138,6 +139,35 @@ class Files(MountTest):
     def test_statfs(self):
         self.assertEqual(self.mount.shell("df mnt").returncode, 0)
         self.assertEqual(os.statvfs(self.mount.path).f_namemax, 255)
+
+
+class Changing(MountTest):
+    environment = {"FLUXFS_FAKE_BLOCK_US": "1000"}
+
+    def test_size_is_what_read_gives(self):
+        """Though attributes are kept for a moment: what is open tells the size that read finds."""
+        self.mount.prompt("a fox --steps 1000\n")
+        wait_for(lambda: "step" in self.mount.read("status", "progress"), "a step")
+        sizes = collections.defaultdict(set)
+        for _ in range(1000):
+            for name in ("progress", "vram", "all.json", "metrics"):
+                with open(self.mount.at("status", name), "rb", buffering=0) as file:
+                    size = os.fstat(file.fileno()).st_size
+                    self.assertEqual(size, len(file.read(1 << 20)), name)
+                    os.lseek(file.fileno(), 0, os.SEEK_SET)
+                    again = file.read(1 << 20)
+                    self.assertEqual(os.fstat(file.fileno()).st_size, len(again), name)
+                sizes[name].add(size)
+        self.assertGreater(len(sizes["progress"]), 1)
+
+    def test_attributes_are_soon_those_of_the_content(self):
+        path = self.mount.at("status", "queue")
+        self.mount.write("1\n", "control", "pause")
+        for _ in range(20):
+            before = os.stat(path)
+            self.mount.prompt("a fox\n")
+            after = wait_for(lambda: os.stat(path) if os.stat(path).st_mtime_ns > before.st_mtime_ns else None, "a new time")
+            self.assertEqual(after.st_size, len(self.mount.read("status", "queue")))
 
 
 class Readers(unittest.TestCase):
