@@ -15,7 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PATIENCE_MS = 250, NAME_BYTES = 256 };
+enum { PATIENCE_MS = 5000, NAME_BYTES = 256 };
 
 struct message {
     uint32_t number;

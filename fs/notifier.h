@@ -26,7 +26,7 @@ void notifier_destroy(struct notifier *notifier); /* NULL is allowed */
 pid_t notifier_pid(const struct notifier *notifier);
 
 /* Make inotify see images/NAME come (CREATE, CLOSE_WRITE), go (DELETE), or both. True once it is
- * done, false after a quarter of a second. */
+ * done, false after five seconds. */
 bool notifier_created(struct notifier *notifier, const char *name);
 bool notifier_gone(struct notifier *notifier, const char *name);
 bool notifier_replaced(struct notifier *notifier, const char *name);

@@ -123,8 +123,11 @@ int queue_push(struct queue *queue, const struct job_request *requests, size_t c
                struct error *err);
 
 /* Takes the first waiting job: it is running now. `job` is the caller's (job_finish).
- * Failure: EAGAIN when none waits. */
-int queue_claim(struct queue *queue, struct job *job, struct error *err);
+ * `allowed` (NULL: always) is asked in the turn of this change, so of what was settled before a job
+ * was added it knows when it comes to that job; it may not change the queue.
+ * Failure: EAGAIN when none waits or is allowed. */
+int queue_claim(struct queue *queue, bool (*allowed)(void *owner), void *owner, struct job *job,
+                struct error *err);
 
 /* Writes settled values (prompt_values_settle) into a running job. Failure: EINVAL if not running.
  */

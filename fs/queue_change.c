@@ -100,6 +100,9 @@ int queue_push(struct queue *queue, const struct job_request *requests, size_t c
 static int apply_claim(struct batch *batch, struct change *change, struct error *err)
 {
     struct store *store = &batch->queue->writer;
+    if (change->allowed != NULL && !change->allowed(change->owner)) {
+        return error_set(err, EAGAIN, "no job may be taken now");
+    }
     int rc = store_run(store, STORE_FIRST, err, "");
     if (rc == 0) {
         return error_set(err, EAGAIN, "no job waits");
@@ -123,10 +126,12 @@ static int apply_claim(struct batch *batch, struct change *change, struct error 
     return rc;
 }
 
-int queue_claim(struct queue *queue, struct job *job, struct error *err)
+int queue_claim(struct queue *queue, bool (*allowed)(void *owner), void *owner, struct job *job,
+                struct error *err)
 {
     struct job claimed = {0};
-    struct change change = {.apply = apply_claim, .job = &claimed};
+    struct change change = {
+        .apply = apply_claim, .allowed = allowed, .owner = owner, .job = &claimed};
     pthread_mutex_lock(&queue->lock);
     bool none = queue->index.state[JOB_WAITING] == 0;
     pthread_mutex_unlock(&queue->lock);

@@ -47,6 +47,8 @@ struct change {
     int64_t *ids;
     const struct prompt_values *values;
     const struct job_result *result;
+    bool (*allowed)(void *owner);
+    void *owner;
     struct job *job; /* filled in, unless the change fails */
 };
 

@@ -144,6 +144,17 @@ static int active_start(struct worker *worker, struct active *active, struct job
     return 0;
 }
 
+/* Asked in the queue's own order: whoever paused, or wants another model, and wrote a prompt after
+ * that finds it so. */
+static bool jobs_allowed(void *owner)
+{
+    struct worker *worker = owner;
+    struct control_values values;
+
+    control_values(worker->options.control, &values);
+    return !values.paused && strcmp(values.model, worker->model) == 0;
+}
+
 /* Takes one job and starts it. False: there is nothing to start now. */
 static bool job_take(struct worker *worker)
 {
@@ -155,7 +166,7 @@ static bool job_take(struct worker *worker)
     while (place->image != NULL) {
         place++;
     }
-    if (queue_claim(worker->options.queue, &job, &err) != 0) {
+    if (queue_claim(worker->options.queue, jobs_allowed, worker, &job, &err) != 0) {
         if (err.code != -EAGAIN && !worker->queue_fails) {
             events_begin_trouble(worker->options.events, "%s", err.text);
             worker->queue_fails = true;

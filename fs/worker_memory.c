@@ -14,14 +14,19 @@ void memory_look(struct worker *worker)
     struct engine *engine = engine_borrow(worker);
     struct engine_memory memory;
     int64_t now = clock_ns();
+    uint64_t look;
 
+    pthread_mutex_lock(worker->lock);
+    look = ++worker->seen.looks;
+    pthread_mutex_unlock(worker->lock);
     if (engine != NULL) {
         engine_memory(engine, &memory);
     }
     pthread_mutex_lock(worker->lock);
-    if (engine != NULL) {
+    /* Another look may have begun after this one and come before it: that one is newer. */
+    if (engine != NULL && look > worker->seen.version) {
         worker->seen.memory = memory;
-        worker->seen.version++;
+        worker->seen.version = look;
         worker->seen.looked_ns = now;
     }
     worker->seen.looking = false;

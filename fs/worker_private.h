@@ -32,7 +32,8 @@ struct worker {
     unsigned borrowers;    /* guarded by lock: others calling into engine or images just now */
     struct {
         struct engine_memory memory;
-        uint64_t version; /* of `memory`; grows with each look */
+        uint64_t version; /* of `memory`; the number of the look it comes from */
+        uint64_t looks;   /* begun so far */
         int64_t looked_ns;
         bool looking;     /* someone asks the engine just now */
     } seen;               /* guarded by lock */

@@ -5,7 +5,8 @@
  * its pace and its faults:
  *   FLUXFS_FAKE_BLOCK_US  microseconds a block takes (default 200)
  *   FLUXFS_FAKE_AHEAD     blocks that may be on their way before the host waits (default 0)
- *   FLUXFS_FAKE_OPEN_MS   milliseconds engine_open takes (default 0)
+ *   FLUXFS_FAKE_HOLD      a file: while it is there, no more blocks are passed, counted from the
+ *                         opening, than the number in it says; below 0 the engine doesn't open
  *   FLUXFS_FAKE_OPEN_FAIL a text: engine_open fails with it
  *   FLUXFS_FAKE_BACKEND   the name of the back end (default cpu)
  * A model's folder with a file "broken" in it can't be opened.
@@ -15,6 +16,7 @@
 #include "engine/engine.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -44,6 +46,7 @@ struct engine {
     struct engine_info info;
     struct image *images;
     char *model_path;
+    long passed;          /* blocks */
     double device_free_s; /* when the device is through with what it has */
     pthread_mutex_t lock;
     struct engine_memory memory; /* guarded by lock */
@@ -71,6 +74,22 @@ static void sleep_us(long us)
     }
 }
 
+/* How many blocks may be passed. */
+static long hold_limit(void)
+{
+    const char *path = getenv("FLUXFS_FAKE_HOLD");
+    FILE *file = path != NULL ? fopen(path, "re") : NULL;
+    long limit = LONG_MAX;
+
+    if (file != NULL && fscanf(file, "%ld", &limit) != 1) {
+        limit = LONG_MAX;
+    }
+    if (file != NULL) {
+        fclose(file);
+    }
+    return limit;
+}
+
 static double seconds_now(void)
 {
     struct timespec now;
@@ -85,7 +104,9 @@ int engine_open(struct engine **engine, const struct engine_options *options, st
     char broken[4200];
     struct engine *new;
 
-    sleep_us(1000 * environment_number("FLUXFS_FAKE_OPEN_MS", 0));
+    while (hold_limit() < 0) {
+        sleep_us(1000);
+    }
     if (fault != NULL) {
         return error_set(err, EINVAL, "%s", fault);
     }
@@ -234,6 +255,10 @@ static bool block_pass(struct image *image, int block, int blocks, const char *k
     struct image_progress *progress = &image->progress;
 
     device_submit(image->engine);
+    while (image->engine->passed >= hold_limit() && !atomic_load(&image->cancelled)) {
+        sleep_us(1000);
+    }
+    image->engine->passed++;
     if (atomic_load(&image->cancelled)) {
         progress->phase = IMAGE_CANCELLED;
         return false;

@@ -8,18 +8,19 @@ import os
 import random
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 import unittest
 
-from mount import Mount, MountTest, run, wait_for
+from mount import PATIENCE, SEED, Mount, needs_root, run, wait_for
 from png_text import parameters
 
 
+@needs_root
 class FullDisk(unittest.TestCase):
     def setUp(self):
-        self.state = "/tmp/" + f"fluxfs-full-{os.getpid()}"
-        os.mkdir(self.state)
+        self.state = tempfile.mkdtemp(prefix="fluxfs-full-")
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", self.state], check=True)
         self.addCleanup(os.rmdir, self.state)
         self.addCleanup(subprocess.run, ["umount", "-l", self.state])
@@ -156,14 +157,11 @@ class FailingDisk(unittest.TestCase):
         self.assertEqual(self.mount.prompts(), ["a grey fox"])
 
     def test_painted_image_waits_for_the_disk(self):
-        self.mount.write("1\n", "control", "pause")
+        self.mount.hold(5)
         jobs = [self.mount.prompt(f"fox {i}\n")[0] for i in range(3)]
-        self.mount.environment["FLUXFS_FAKE_BLOCK_US"] = "20000"
-        self.mount.stop()
-        self.mount.start()
-        self.mount.write("0\n", "control", "pause")
         wait_for(lambda: "step" in self.status("progress"), "a step")
         self.break_disk("sync")
+        self.mount.release()
         wait_for(lambda: self.status("health").startswith("error: "), "the trouble to show")
         self.assertEqual(os.listdir(self.mount.at("images")), [])
         self.heal()
@@ -203,7 +201,7 @@ class FailingDisk(unittest.TestCase):
         for kind in ("read", "sync"):
             self.break_disk(kind)
             result = subprocess.run(self.mount.command(), env=dict(os.environ, **self.mount.environment),
-                                    capture_output=True, text=True, timeout=30)
+                                    capture_output=True, text=True, timeout=PATIENCE)
             self.assertEqual(result.returncode, 1)
             self.assertIn("queue.db: ", result.stderr)
             self.heal()
@@ -229,8 +227,7 @@ class FailingDisk(unittest.TestCase):
             time.sleep(0.005)
 
     def test_faults_at_random(self):
-        seed = random.randrange(1 << 32)
-        rng = random.Random(seed)
+        seed, rng = SEED, random.Random(SEED)
         self.accepted, self.refusals, self.ending = set(), collections.Counter(), False
         threads = [threading.Thread(target=self.write_prompts, args=(i,)) for i in range(4)]
         for thread in threads:
@@ -242,12 +239,12 @@ class FailingDisk(unittest.TestCase):
             time.sleep(rng.uniform(0.01, 0.12))
         self.ending = True
         for thread in threads:
-            thread.join(30)
+            thread.join(PATIENCE)
             self.assertFalse(thread.is_alive(), f"seed {seed}: a writer hangs")
         self.assertLessEqual(set(self.refusals), {errno.EIO, errno.ENOSPC}, f"seed {seed}")
         self.assertEqual(self.mount.stop(signal.SIGKILL), -signal.SIGKILL)
         self.mount.start()
-        wait_for(lambda: self.status("progress") == "idle, 0 waiting\n", f"seed {seed}: all jobs", 60)
+        wait_for(lambda: self.status("progress") == "idle, 0 waiting\n", f"seed {seed}: all jobs")
         found = collections.Counter(self.mount.prompts())
         for prompt in self.accepted:
             self.assertEqual(found[prompt], 1, f"seed {seed}: {prompt}")

@@ -232,8 +232,7 @@ class ManyImages(unittest.TestCase):
                 times.append(time.monotonic() - start)
                 self.assertEqual(len(listed.splitlines()), 10001 + ("-l" in command))  # and the total
             print(f"10,000 images: {' '.join(command)} {1000 * min(times):.1f} ms", end=" ")
-            if "FLUXFS_TEST_PATIENCE" not in os.environ:  # no sanitizer; others may use the machine
-                self.assertLess(min(times), 0.1)
+            self.assertLess(min(times), 10)  # a hundred times what it takes, if not by the square
 
 
 if __name__ == "__main__":

@@ -9,14 +9,21 @@ import signal
 import subprocess
 import time
 
-from mount import MountTest, run, wait_for
+from mount import PATIENCE, PATIENCE_MS, SEED, MountTest, run, wait_for
 
 
 class Jobs(MountTest):
-    environment = {"FLUXFS_FAKE_BLOCK_US": "3000"}
+    environment = {"FLUXFS_FAKE_BLOCK_US": "1000"}
 
     def pause(self, on=True):
         self.mount.write("1\n" if on else "0\n", "control", "pause")
+
+    def endless(self, text="a fox --steps 20\n"):
+        """A job held in its second step, which others can't see."""
+        self.mount.hold(15)
+        job = self.mount.prompt(text)[0]
+        wait_for(lambda: f"job {job} step 2/20 block 5/7" in self.mount.read("status", "progress"), "step 2")
+        return job
 
     def state(self, job):
         return self.mount.read("jobs", str(job), "state").strip()
@@ -40,8 +47,7 @@ class Jobs(MountTest):
         self.assertEqual(times, sorted(times))
 
     def test_progress(self):
-        job = self.mount.prompt("a red fox --steps 20\n")[0]
-        wait_for(lambda: " step 2/20 block" in self.mount.read("status", "progress"), "step 2")
+        job = self.endless()
         self.assertRegex(self.mount.read("status", "progress"),
                          rf"^job {job} step \d+/20 block \d/7 \w+ \w+, \d+ %, \d+\.\d s left\n$")
         self.assertRegex(self.mount.read("jobs", str(job), "progress"), rf"^job {job} step")
@@ -90,14 +96,17 @@ class Jobs(MountTest):
         self.mount.paint("a fox --size 1024x512\n")
 
     def test_cancel_running(self):
-        job = self.mount.prompt("a fox --steps 1000\n")[0]
-        wait_for(lambda: self.state(job) == "running", "running")
-        start = time.monotonic()
-        self.mount.write("cancel\n", "jobs", str(job), "ctl")
-        self.assertEqual(self.mount.wait(job), "cancelled")
-        self.assertLess(time.monotonic() - start, 1)
-        self.assertEqual(os.listdir(self.mount.at("images")), [])
-        self.assertEqual(self.mount.paint("another\n"), job + 1)
+        job = self.endless()
+        for i, way in enumerate(("rm mnt/queue/000-{}", "rm mnt/queue/{}", "echo cancel > mnt/jobs/{}/ctl")):
+            other = self.mount.prompt(f"another {i} --steps 20\n")[0]
+            self.mount.shell(way.format(job), check=True)
+            self.assertIn(self.state(job), ("cancelling", "cancelled"), way)
+            self.assertEqual(self.mount.wait(job), "cancelled", way)
+            job = other
+        self.mount.release()
+        self.assertEqual(self.mount.wait(job), "done")
+        self.assertEqual(self.mount.image(job), f"{job:04}-another-2.png")
+        self.assertEqual(len(os.listdir(self.mount.at("images"))), 2)
 
     def test_cancel_waiting_and_retry(self):
         self.pause()
@@ -139,12 +148,12 @@ class Jobs(MountTest):
         self.assertEqual({self.state(job) for job in jobs}, {"cancelled"})
 
     def test_running_job_is_first_and_rm_cancels_it(self):
-        job = self.mount.prompt("a fox --steps 1000\n")[0]
+        job = self.endless()
         other = self.mount.prompt("a bear --steps 2\n")[0]
-        wait_for(lambda: self.state(job) == "running", "running")
         self.assertEqual(self.order(), [job, other])
         self.mount.shell(f"rm mnt/queue/000-{job}", check=True)
         self.assertEqual(self.mount.wait(job), "cancelled")
+        self.mount.release()
         self.assertEqual(self.mount.wait(other), "done")
 
     def test_forget_a_job(self):
@@ -160,75 +169,56 @@ class Jobs(MountTest):
     # ---- Waiting ----
 
     def test_wait_blocks_and_is_interrupted(self):
-        job = self.mount.prompt("a fox --steps 1000\n")[0]
+        job = self.endless()
         for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
             process = subprocess.Popen(["cat", self.mount.at("jobs", str(job), "wait")],
                                        stdout=subprocess.PIPE)
             with self.assertRaises(subprocess.TimeoutExpired):
                 process.wait(0.1)
-            start = time.monotonic()
             process.send_signal(sig)
-            self.assertEqual(process.wait(5), -sig)
-            self.assertLess(time.monotonic() - start, 0.5)
+            self.assertEqual(process.wait(PATIENCE), -sig)
             process.stdout.close()
 
     def test_many_wait(self):
-        job = self.mount.prompt("a fox --steps 30\n")[0]
+        job = self.endless()
         processes = [subprocess.Popen(["cat", self.mount.at("jobs", str(job), "wait")],
                                       stdout=subprocess.PIPE, text=True) for _ in range(40)]
+        self.mount.release()
         for process in processes:
-            self.assertEqual(process.communicate(timeout=10)[0], "done\n")
+            self.assertEqual(process.communicate(timeout=PATIENCE)[0], "done\n")
         self.assertEqual(self.state(job), "done")
 
     def test_wait_does_not_block_others(self):
-        job = self.mount.prompt("a fox --steps 1000\n")[0]
+        job = self.endless()
         waiters = [subprocess.Popen(["cat", self.mount.at("jobs", str(job), "wait")], stdout=subprocess.DEVNULL)
                    for _ in range(40)]
-        start = time.monotonic()
-        self.mount.read("status", "progress")
-        self.assertLess(time.monotonic() - start, 1)
+        self.assertIn(f"job {job} ", self.mount.shell("cat mnt/status/progress", check=True).stdout)
         self.mount.write("cancel\n", "jobs", str(job), "ctl")
         for waiter in waiters:
-            self.assertEqual(waiter.wait(5), 0)
+            self.assertEqual(waiter.wait(PATIENCE), 0)
 
     def test_wait_nonblocking_and_poll(self):
-        job = self.mount.prompt("a fox --steps 20\n")[0]
+        job = self.endless()
         fd = os.open(self.mount.at("jobs", str(job), "wait"), os.O_RDONLY | os.O_NONBLOCK)
         with self.assertRaises(BlockingIOError):
             os.read(fd, 100)
         poller = select.poll()
         poller.register(fd, select.POLLIN)
         self.assertEqual(poller.poll(0), [])
-        self.assertEqual(poller.poll(10000), [(fd, select.POLLIN)])
+        self.mount.release()
+        self.assertEqual(poller.poll(PATIENCE_MS), [(fd, select.POLLIN)])
         self.assertEqual(os.read(fd, 100), b"done\n")
         os.close(fd)
 
     def test_stop_with_blocked_readers(self):
-        job = self.mount.prompt("a fox --steps 1000\n")[0]
+        job = self.endless()
         readers = [subprocess.Popen(["cat", self.mount.at(*path)], stdout=subprocess.DEVNULL,
                                     stderr=subprocess.DEVNULL)
                    for path in (("jobs", str(job), "wait"), ("status", "events")) for _ in range(5)]
         time.sleep(0.2)
-        start = time.monotonic()
         self.assertEqual(self.mount.stop(), 0)
-        self.assertLess(time.monotonic() - start, 3)
         for reader in readers:
-            self.assertNotEqual(reader.wait(5), 0)
-
-
-class SlowBlocks(MountTest):
-    environment = {"FLUXFS_FAKE_BLOCK_US": "500000"}
-
-    def test_cancelling_takes_one_block(self):
-        for way in ("rm mnt/queue/000-{}", "rm mnt/queue/{}", "echo cancel > mnt/jobs/{}/ctl"):
-            job = self.mount.prompt("a fox --steps 1000\n")[0]
-            wait_for(lambda: " block 1/" in self.mount.read("status", "progress"), "the first block")
-            start = time.monotonic()
-            self.mount.shell(way.format(job), check=True)
-            self.assertIn(self.mount.read("jobs", str(job), "state"), ("cancelling\n", "cancelled\n"))
-            self.assertEqual(self.mount.wait(job), "cancelled")
-            if "FLUXFS_TEST_PATIENCE" not in os.environ:  # no sanitizer
-                self.assertLess(time.monotonic() - start, 0.9, way)
+            self.assertNotEqual(reader.wait(PATIENCE), 0)
 
 
 class AgainstModel(MountTest):
@@ -237,8 +227,7 @@ class AgainstModel(MountTest):
     def setUp(self):
         super().setUp()
         self.mount.write("1\n", "control", "pause")
-        self.seed = random.randrange(1 << 32)
-        self.rng = random.Random(self.seed)
+        self.seed, self.rng = SEED, random.Random(SEED)
         self.order, self.priority, self.ended = [], {}, []
 
     def found(self):
@@ -329,19 +318,24 @@ class AgainstModel(MountTest):
 class Sharing(MountTest):
     """Where weights stream to a GPU, several images share the passes."""
 
-    environment = {"FLUXFS_FAKE_BLOCK_US": "1000", "FLUXFS_FAKE_BACKEND": "cuda"}
+    environment = {"FLUXFS_FAKE_BLOCK_US": "0", "FLUXFS_FAKE_BACKEND": "cuda"}
+    FOUR_IN_STEP = 4 * (3 + 7) + 1
 
     def test_several_images_at_once(self):
+        self.mount.hold(self.FOUR_IN_STEP)
         self.mount.prompt("fox --count 6 --steps 20\n")
         wait_for(lambda: self.mount.read("status", "progress").count("step") == 4, "four at once")
+        self.mount.release()
         for job in range(1, 7):
             self.assertEqual(self.mount.wait(job), "done")
         self.assertEqual(len(os.listdir(self.mount.at("images"))), 7)
 
     def test_cancel_one_of_them(self):
+        self.mount.hold(self.FOUR_IN_STEP)
         self.mount.prompt("fox --count 4 --steps 100\n")
         wait_for(lambda: self.mount.read("status", "progress").count("step") == 4, "four at once")
         self.mount.write("cancel\n", "jobs", "2", "ctl")
+        self.mount.hold(self.FOUR_IN_STEP + 4 * 7)  # to the end of the round and beyond
         self.assertEqual(self.mount.wait(2), "cancelled")
         self.assertEqual(self.mount.read("jobs", "3", "state"), "running\n")
 

@@ -12,7 +12,7 @@ import threading
 import time
 import unittest
 
-from mount import MountTest, run, wait_for
+from mount import PATIENCE, SEED, MountTest, run, wait_for
 
 SECONDS = 4
 FINE = {errno.ENOENT, errno.EINVAL, errno.EBUSY, errno.ESTALE, errno.EAGAIN, errno.ENOTEMPTY}
@@ -56,7 +56,7 @@ class Load(MountTest):
             names = os.listdir(mount.at("queue"))
             if names:
                 mount.shell(f"mv -T mnt/queue/{rng.choice(names)} mnt/queue/000; rm -f mnt/queue/{rng.choice(names)}",
-                            timeout=60)
+                            timeout=PATIENCE)
         else:
             self.watch(rng, job)
 
@@ -68,7 +68,7 @@ class Load(MountTest):
             process = subprocess.Popen(["cat", path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             time.sleep(rng.random() * 0.05)
             process.send_signal(rng.choice((signal.SIGINT, signal.SIGKILL)))
-            process.wait(60)
+            process.wait(PATIENCE)
         else:
             fd = os.open(self.mount.at("status", rng.choice(("progress", "vram", "queue"))), os.O_RDONLY)
             poller = select.poll()
@@ -89,17 +89,17 @@ class Load(MountTest):
 
     def test_everything_at_once(self):
         self.failures, self.end = [], time.monotonic() + SECONDS
-        seed = random.randrange(1 << 32)
+        seed = SEED
         threads = [threading.Thread(target=self.loop, args=(seed + i,)) for i in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(120)
+            thread.join(PATIENCE)
             self.assertFalse(thread.is_alive(), f"seed {seed}: hangs")
         self.assertEqual(self.failures, [])
-        self.mount.shell("rm -f mnt/queue/*", timeout=60)
+        self.mount.shell("rm -f mnt/queue/*", timeout=PATIENCE)
         try:
-            wait_for(lambda: self.mount.read("status", "progress").startswith("idle, 0"), "the end", 30)
+            wait_for(lambda: self.mount.read("status", "progress").startswith("idle, 0"), "the end")
         except AssertionError:
             self.fail(self.mount.read("status", "progress") + self.mount.read("status", "queue"))
         print(f"{len(self.mount.jobs())} jobs", end=" ")
@@ -113,7 +113,7 @@ class Load(MountTest):
         time.sleep(0.7)
         self.assertEqual(self.mount.stop(), 0)
         for thread in threads:
-            thread.join(60)
+            thread.join(PATIENCE)
             self.assertFalse(thread.is_alive())
 
 

@@ -8,10 +8,9 @@ import random
 import stat
 import subprocess
 import threading
-import time
 import unittest
 
-from mount import MountTest, needs, run, wait_for
+from mount import PATIENCE, SEED, MountTest, needs, run, wait_for
 
 
 class Prompts(MountTest):
@@ -79,22 +78,24 @@ class Prompts(MountTest):
     def test_nano(self):
         terminal, inner = pty.openpty()
         process = subprocess.Popen(["nano", "--ignorercfiles", self.at("fox.txt")], stdin=inner, stdout=inner,
-                                   stderr=inner, env=dict(os.environ, TERM="xterm"), start_new_session=True)
+                                   stderr=inner, env=dict(os.environ, TERM="xterm", LC_ALL="C"), start_new_session=True)
         os.close(inner)
-        reader = threading.Thread(target=self.drain, args=(terminal,))
+        screen = bytearray()
+        reader = threading.Thread(target=self.drain, args=(terminal, screen))
         reader.start()
-        for keys in (b"a fox", b"\x0f", b"\r", b"\x18"):  # write out, under this name, exit
-            time.sleep(0.3)
+        # Write out, under this name, exit: each once nano is ready for it.
+        for ready, keys in ((b"nano", b"a fox\x0f"), (b"Name to Write", b"\r"), (b"Wrote", b"\x18")):
+            wait_for(lambda: ready in screen, ready)
             os.write(terminal, keys)
-        self.assertEqual(process.wait(10), 0)
+        self.assertEqual(process.wait(PATIENCE), 0)
         reader.join()
         os.close(terminal)
         self.assert_prompts("a fox")
 
-    def drain(self, terminal):
+    def drain(self, terminal, screen):
         try:
-            while os.read(terminal, 4096):
-                pass
+            while read := os.read(terminal, 4096):
+                screen += read
         except OSError:  # the other end is closed
             pass
 
@@ -218,8 +219,7 @@ class Prompts(MountTest):
 
     def test_random_operations_against_a_model(self):
         """The folder behaves as a dictionary of names to contents, whatever the order."""
-        seed = random.randrange(1 << 32)
-        rng, model = random.Random(seed), {}
+        seed, rng, model = SEED, random.Random(SEED), {}
         names = [f".file-{i}" for i in range(6)]
         for step in range(600):
             name, other = rng.choice(names), rng.choice(names)
@@ -270,7 +270,7 @@ class Prompts(MountTest):
     @needs("fio")
     def test_fio_verifies(self):
         self.mount.shell("fio --name=x --filename=mnt/prompts/.fio --rw=randrw --bs=1k-16k --size=1m --verify=crc32c "
-                         "--ioengine=psync --time_based=0 --loops=2", check=True, timeout=60)
+                         "--ioengine=psync --time_based=0 --loops=2", check=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "fs"))
 
-from mount import Mount, wait_for  # noqa: E402
+from mount import PATIENCE, Mount, wait_for  # noqa: E402
 from png_text import parameters  # noqa: E402
 
 WRITERS = 4
@@ -91,12 +91,12 @@ def main():
         for _ in range(rounds):
             time.sleep(rng.uniform(0, 0.2))
             assert mount.stop(signal.SIGKILL) == -signal.SIGKILL
-            mount.start()
+            mount.start(loaded=False)
         for writer in writers:
             writer.stopping = True
-            writer.join(10)
+            writer.join(PATIENCE)
             assert not writer.is_alive(), "a writer hangs"
-        wait_for(lambda: mount.read("status", "progress").startswith("idle, 0 "), "all jobs", 60)
+        wait_for(lambda: mount.read("status", "progress").startswith("idle, 0 "), "all jobs")
         painted = check(mount, writers)
         assert mount.stop() == 0
     except BaseException:

@@ -68,7 +68,7 @@ static void *work(void *unused)
     struct job_result done = {.state = JOB_DONE, .image = NULL, .vram_csv = "0,1\n"};
     for (;;) {
         struct job job = {0};
-        if (queue_claim(queue, &job, NULL) != 0) {
+        if (queue_claim(queue, NULL, NULL, &job, NULL) != 0) {
             continue;
         }
         send_report(CLAIMED, job.info.id, 0);

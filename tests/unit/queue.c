@@ -14,7 +14,7 @@ static int64_t claim(void)
 {
     struct job job = {0};
     struct error err = {0};
-    if (!EXPECT(queue_claim(queue, &job, &err) == 0, "%s", err.text)) {
+    if (!EXPECT(queue_claim(queue, NULL, NULL, &job, &err) == 0, "%s", err.text)) {
         return 0;
     }
     int64_t id = job.info.id;
@@ -41,7 +41,7 @@ static void test_push_and_load(void)
     queue = kit_open(0);
     queue_counts(queue, &counts);
     EXPECT(counts.jobs == 0 && counts.last_id == 0);
-    EXPECT(queue_claim(queue, &job, &err) == -EAGAIN);
+    EXPECT(queue_claim(queue, NULL, NULL, &job, &err) == -EAGAIN);
     EXPECT(queue_push(queue, requests, 2, ids, &err) == 0, "%s", err.text);
     EXPECT(ids[0] == 1 && ids[1] == 2);
     queue_close(queue);
@@ -132,7 +132,7 @@ static void test_endings(void)
     EXPECT(queue_release(queue, c, &err) == 0 && kit_state(queue, c) == JOB_CANCELLED);
     EXPECT(queue_cancel(queue, c, &err) == -EINVAL, "%s", err.text);
     EXPECT(queue_cancel(queue, b, &err) == 0 && kit_state(queue, b) == JOB_CANCELLED);
-    EXPECT(queue_claim(queue, &job, &err) == -EAGAIN);
+    EXPECT(queue_claim(queue, NULL, NULL, &job, &err) == -EAGAIN);
 
     EXPECT(queue_retry(queue, b, &err) == 0 && claim() == b);
     EXPECT(queue_finish(queue, b, &done, &err) == 0, "the same name again");

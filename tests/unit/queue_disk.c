@@ -114,7 +114,7 @@ static void change_at_random(uint32_t random, bool may_add)
         break;
     case 4:
     case 5:
-        if (queue_claim(queue, &job, NULL) == 0) {
+        if (queue_claim(queue, NULL, NULL, &job, NULL) == 0) {
             job_finish(&job);
         }
         break;

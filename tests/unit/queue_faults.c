@@ -260,10 +260,10 @@ static void test_other_faults(void)
     struct queue *queue = kit_open(0);
     kit_push(queue, "first");
     fail_after(0, 1000, SQLITE_IOERR_WRITE);
-    EXPECT(queue_claim(queue, &job, &err) == -EIO);
+    EXPECT(queue_claim(queue, NULL, NULL, &job, &err) == -EIO);
     EXPECT(queue_find(queue, 1, &info) && info.state == JOB_WAITING);
     fail_after(-1, 0, 0);
-    EXPECT(queue_claim(queue, &job, &err) == 0 && job.info.id == 1, "%s", err.text);
+    EXPECT(queue_claim(queue, NULL, NULL, &job, &err) == 0 && job.info.id == 1, "%s", err.text);
     job_finish(&job);
     fail_after(0, 1000, SQLITE_FULL);
     EXPECT(queue_finish(queue, 1, &done, &err) == -ENOSPC);
@@ -272,7 +272,7 @@ static void test_other_faults(void)
     EXPECT(queue_setting_set(queue, "k", "v", &err) == -ENOSPC);
     EXPECT(queue_trouble(queue, &err) == -ENOSPC && strstr(err.text, "queue.db") != NULL);
     EXPECT(queue_probe(queue, &err) == -ENOSPC);
-    EXPECT(queue_claim(queue, &job, &err) == -EAGAIN && queue_trouble(queue, &err) == -ENOSPC);
+    EXPECT(queue_claim(queue, NULL, NULL, &job, &err) == -EAGAIN && queue_trouble(queue, &err) == -ENOSPC);
     fail_after(-1, 0, 0);
     EXPECT(queue_cancel(queue, 7, &err) == -ENOENT && queue_trouble(queue, &err) == -ENOSPC,
            "what writes nothing says nothing of the disk");
