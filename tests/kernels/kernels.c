@@ -6,15 +6,13 @@
  *        kernels BACKEND time [tokens=N] [only=PART_OF_NAME] [modules=FOLDER]
  *
  * BACKEND is "cpu", "cpu:KERNEL" for one of its products, or the name of a module in FOLDER. A
- * failure prints the seed and the number of the case; FLUXFS_SEED is used where the seed is not
- * given.
+ * failure prints the seed and the number of the case. Without a seed it is FLUXFS_SEED's, or 1.
  */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "tests/kernels/cases.h"
 
@@ -72,7 +70,7 @@ static bool read_options(struct options *options, int argc, char **argv)
 {
     const char *value = getenv("FLUXFS_SEED");
 
-    *options = (struct options){.seed = (uint64_t)time(NULL), .tokens = 256};
+    *options = (struct options){.seed = 1, .tokens = 256};
     if (value != NULL)
         options->seed = strtoull(value, NULL, 10);
     if (argc < 2)

@@ -7,6 +7,7 @@
  */
 #include <errno.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "alloc/arena.h"
@@ -22,6 +23,8 @@ struct spares {
     uintptr_t blocks[SPARES]; /* lock; all on stream 0 */
     int count;                /* lock */
 };
+
+static atomic_bool enough; /* has been seen to happen */
 
 struct worker {
     struct arena *arena;
@@ -100,7 +103,7 @@ static void *work(void *pointer)
     struct block blocks[SLOTS] = {{0}};
     uint64_t state = (uint64_t)worker->number + 1;
 
-    for (int i = 0; i < ROUNDS; i++) {
+    for (int i = 0; i < ROUNDS || !atomic_load(&enough); i++) {
         state = state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
         work_once(worker, &blocks[state >> 60], state >> 20);
     }
@@ -111,13 +114,15 @@ static void *work(void *pointer)
     return NULL;
 }
 
-/* Moves the budget and reads, until the workers are done. */
+/* Moves the budget and reads, until all has happened that is to be tried: threads that come to run
+ * one after the other never run short. */
 static void disturb(struct arena *arena)
 {
-    struct arena_stats stats;
+    struct arena_stats stats = {0};
     struct arena_run runs[32];
 
-    for (uint64_t i = 0; i < 400; i++) {
+    for (uint64_t i = 0; i < 400 || (i < 400000 && (stats.evictions <= 10 || stats.merges == 0));
+         i++) {
         int code = arena_set_budget(arena, (BUDGET_PAGES / 2 + i * 37 % BUDGET_PAGES) * PAGE);
         const char *fault = "none";
 
@@ -129,6 +134,7 @@ static void disturb(struct arena *arena)
         if (i % 16 == 0)
             (void)arena_trim(arena);
     }
+    atomic_store(&enough, true);
 }
 
 int main(void)
@@ -164,9 +170,10 @@ int main(void)
     EXPECT(stats.evictions > 10, "%lu", (unsigned long)stats.evictions);
     EXPECT(stats.blocks == 0 && stats.requested == 0 && stats.allocations == stats.frees);
     EXPECT(stats.merges > 0 && stats.allocations > ROUNDS);
-    printf("%lu allocations, %lu misses, %lu merges, %lu failures\n",
+    printf("%lu allocations, %lu misses, %lu merges, %lu evictions, %lu failures\n",
            (unsigned long)stats.allocations, (unsigned long)stats.misses,
-           (unsigned long)stats.merges, (unsigned long)stats.failures);
+           (unsigned long)stats.merges, (unsigned long)stats.evictions,
+           (unsigned long)stats.failures);
     arena_destroy(arena);
     source->ops->destroy(source);
     return test_finish();

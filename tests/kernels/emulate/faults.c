@@ -73,7 +73,7 @@ static int paint_apart(const char *device, char *text, size_t text_bytes)
     if (pipe(pipe_ends) != 0 || (child = fork()) < 0)
         return BROKEN;
     if (child == 0) {
-        alarm(60);
+        alarm(600);
         int result = paint(device, text, text_bytes);
         if (write(pipe_ends[1], text, strlen(text)) < 0)
             result = BROKEN;
