@@ -88,9 +88,11 @@ struct submission {
     uint64_t source_digest;
 };
 
-/* Whether it would be taken. Failure: EINVAL, EAGAIN (the queue is full), ENOSPC (pinned images
- * leave no room), ENOMEM; the disk's errno while it fails. */
-int submission_check(struct daemon *daemon, const struct submission *submission, struct error *err);
+/* Whether it would be taken, as far as it is written: what is not complete is only given room on
+ * the disk, in *held_bytes (queue_reserve). Failure: EINVAL, EAGAIN (the queue is full), ENOSPC
+ * (also where pinned images leave no room), ENOMEM; the disk's errno while it fails. */
+int submission_check(struct daemon *daemon, const struct submission *submission, bool complete,
+                     uint64_t *held_bytes, struct error *err);
 
 /* Puts the jobs into the queue, durably; ids has room for PROMPT_MAX_COUNT. Failure: as above, and
  * as queue_push. */

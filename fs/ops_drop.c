@@ -120,8 +120,17 @@ void drop_read(fuse_req_t req, struct handle *handle, size_t size, off_t offset)
 void drop_write(fuse_req_t req, struct handle *handle, const char *bytes, size_t size, off_t offset)
 {
     struct daemon *daemon = daemon_of(req);
+    off_t end = offset + (off_t)size;
+    struct error err;
     ssize_t written;
+    int code = queue_reserve(
+        daemon->queue, &handle->held_bytes,
+        queue_push_bytes(1, end < PROMPT_MAX_BYTES ? (size_t)end : PROMPT_MAX_BYTES), &err);
 
+    if (code != 0) {
+        fuse_reply_err(req, -code);
+        return;
+    }
     do {
         written = pwrite(handle->fd, bytes, size, offset);
     } while (written < 0 && errno == EINTR);
@@ -201,7 +210,7 @@ static int file_submit(struct daemon *daemon, const char *name, int fd, const st
     return code;
 }
 
-int drop_commit(struct daemon *daemon, struct handle *handle)
+static int handle_submit(struct daemon *daemon, struct handle *handle)
 {
     char name[256];
     bool dirty;
@@ -219,6 +228,14 @@ int drop_commit(struct daemon *daemon, struct handle *handle)
         code = file_submit(daemon, name, fd, &handle->opener);
         close(fd);
     }
+    return code;
+}
+
+int drop_commit(struct daemon *daemon, struct handle *handle)
+{
+    int code = handle_submit(daemon, handle);
+
+    queue_reserve(daemon->queue, &handle->held_bytes, 0, NULL);
     return code;
 }
 

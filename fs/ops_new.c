@@ -37,6 +37,7 @@ void new_write(fuse_req_t req, struct handle *handle, const char *bytes, size_t 
     struct daemon *daemon = daemon_of(req);
     struct text copy = {0};
     struct error err = {0};
+    size_t length;
     bool refused, failed;
     int code = 0;
 
@@ -50,15 +51,17 @@ void new_write(fuse_req_t req, struct handle *handle, const char *bytes, size_t 
             text_add(&copy, handle->content.bytes, handle->content.length);
         }
     }
+    length = handle->content.length;
     failed = copy.failed || handle->content.failed;
     pthread_mutex_unlock(&daemon->tree.lock);
     if (refused) {
         code = -EINVAL;
     } else if (failed) {
         code = -ENOMEM;
-    } else if (copy.length > 0) {
+    } else {
         struct submission submission = submission_of(handle, &copy);
-        code = submission_check(daemon, &submission, &err);
+        submission.length = length;
+        code = submission_check(daemon, &submission, copy.length > 0, &handle->held_bytes, &err);
     }
     content_finish(&copy);
     if (code == 0) {
@@ -97,7 +100,7 @@ static void reply_add(struct handle *handle, const int64_t *ids, size_t count)
     }
 }
 
-int new_commit(struct daemon *daemon, struct handle *handle)
+static int content_commit(struct daemon *daemon, struct handle *handle)
 {
     int64_t ids[PROMPT_MAX_COUNT];
     struct submission submission;
@@ -123,6 +126,14 @@ int new_commit(struct daemon *daemon, struct handle *handle)
         reply_add(handle, ids, count);
         pthread_mutex_unlock(&daemon->tree.lock);
     }
+    return code;
+}
+
+int new_commit(struct daemon *daemon, struct handle *handle)
+{
+    int code = content_commit(daemon, handle);
+
+    queue_reserve(daemon->queue, &handle->held_bytes, 0, NULL);
     return code;
 }
 

@@ -218,6 +218,10 @@ static void *committer_run(void *owner)
         int64_t start_ns = clock_of(CLOCK_MONOTONIC);
         int rc = batch_commit(&batch, changes, &err);
         batch.took_ns = clock_of(CLOCK_MONOTONIC) - start_ns;
+        if (rc == -ENOSPC || batch.shorten) {
+            store_shorten(&queue->writer);
+            batch.shorten = false;
+        }
         if (rc != 0) {
             batch_clear(&batch);
             batch.last_id = queue->last_id; /* nobody else writes it */
@@ -392,6 +396,8 @@ static void destroy(struct queue *queue)
     store_close(&queue->reader);
     store_close(&queue->writer);
     index_finish(&queue->index);
+    free(queue->space.path);
+    pthread_mutex_destroy(&queue->space.lock);
     pthread_cond_destroy(&queue->wanted);
     pthread_cond_destroy(&queue->committed);
     pthread_mutex_destroy(&queue->lock);
@@ -406,7 +412,9 @@ int queue_open(struct queue **queue, const struct queue_options *options, struct
 {
     char *path = NULL;
     struct queue *made = calloc(1, sizeof *made);
-    if (made == NULL || asprintf(&path, "%s/queue.db", options->folder) < 0) {
+    if (made == NULL || asprintf(&path, "%s/queue.db", options->folder) < 0 ||
+        asprintf(&made->space.path, "%s-wal", path) < 0) {
+        free(path);
         free(made);
         return error_set(err, ENOMEM, "%s: out of memory", options->folder);
     }
@@ -415,6 +423,7 @@ int queue_open(struct queue **queue, const struct queue_options *options, struct
     made->observer = options->observer;
     pthread_mutex_init(&made->lock, NULL);
     pthread_mutex_init(&made->reader_lock, NULL);
+    pthread_mutex_init(&made->space.lock, NULL);
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);

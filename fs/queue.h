@@ -172,7 +172,16 @@ int queue_probe(struct queue *queue, struct error *err);
 
 /* ---- From memory: never wait for the disk. ---- */
 
-/* Why the last change failed, if it did for the disk's sake or for want of memory; else 0. */
+/* Sets room aside on the disk, or gives it back: for the prompt that holds *held_bytes (0 at first)
+ * it is `bytes` from now on, so that pushing it will not fail for want of room. Looks at the disk,
+ * but waits for no commit. Failure: ENOSPC, EDQUOT; then *held_bytes stays as it was. */
+int queue_reserve(struct queue *queue, uint64_t *held_bytes, uint64_t bytes, struct error *err);
+
+/* The bytes to set aside for a push of so many jobs with so long a text each. */
+uint64_t queue_push_bytes(size_t count, size_t text_bytes);
+
+/* Why the last change failed, if it did for the disk's sake or for want of memory, or why the last
+ * prompt got no room; else 0. */
 int queue_trouble(struct queue *queue, struct error *err);
 
 /* EAGAIN with the reason if `count` more jobs would pass the limit: for write(), before close(). */

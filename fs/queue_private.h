@@ -22,6 +22,7 @@ struct batch {
     size_t count, capacity;
     size_t added;    /* effects that are new jobs */
     bool wrote;      /* something, so that its commit says how the disk is */
+    bool shorten;    /* the journal afterwards: there is little room on the disk */
     size_t writers;  /* of the last batch, and those who came while it was committed */
     int64_t took_ns; /* to commit the last batch */
     int64_t waiting; /* jobs waiting, as the batch would leave it */
@@ -52,6 +53,15 @@ struct change {
     struct job *job; /* filled in, unless the change fails */
 };
 
+/* Room set aside on the disk, for prompts that are being written. */
+struct space {
+    char *path; /* of the journal; fixed */
+    pthread_mutex_t lock;
+    uint64_t held;   /* lock: by all of them */
+    ino_t inode;     /* lock: of the journal, when last looked at */
+    off_t size, end; /* lock: then too; of the blocks known to be there */
+};
+
 struct queue {
     size_t waiting_limit;
     struct queue_observer observer;
@@ -69,9 +79,12 @@ struct queue {
     int64_t last_id;             /* lock */
     uint64_t changes;            /* lock */
     struct error trouble;        /* lock: why the last batch could not be committed, or zero */
+    struct error shortage;       /* lock: why the last prompt got no room, or zero */
 
     struct store writer;   /* the committing thread's */
     int64_t last_position; /* the committing thread's: no job has a larger one */
+
+    struct space space;
 
     pthread_mutex_t reader_lock; /* never taken while holding `lock`, nor the other way round */
     struct store reader;         /* reader_lock */

@@ -30,7 +30,7 @@ int queue_room(struct queue *queue, size_t count, struct error *err)
 int queue_trouble(struct queue *queue, struct error *err)
 {
     pthread_mutex_lock(&queue->lock);
-    *err = queue->trouble;
+    *err = queue->trouble.code != 0 ? queue->trouble : queue->shortage;
     pthread_mutex_unlock(&queue->lock);
     return err->code;
 }

@@ -186,6 +186,13 @@ int store_reopen(struct store *store, struct error *err)
     return connect(store, err);
 }
 
+void store_shorten(struct store *store)
+{
+    if (store->db != NULL) {
+        sqlite3_wal_checkpoint_v2(store->db, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL);
+    }
+}
+
 static int read_version(struct store *store, int *version, struct error *err)
 {
     sqlite3_stmt *statement = NULL;

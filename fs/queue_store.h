@@ -57,6 +57,10 @@ void store_close(struct store *store);
 /* Closes and opens again. On failure the store stays broken, and can be tried again. */
 int store_reopen(struct store *store, struct error *err);
 
+/* Empties the journal, outside of a transaction, if the disk has room for what it holds and nobody
+ * reads: what it has grown to is free then. Else nothing happens. */
+void store_shorten(struct store *store);
+
 /* Brings the schema up to date, or makes it. EINVAL if it is newer than we know. */
 int store_migrate(struct store *store, struct error *err);
 

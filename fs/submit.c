@@ -61,7 +61,8 @@ static int disk_check(struct daemon *daemon, struct error *err)
     return queue_trouble(daemon->queue, err) == 0 ? 0 : queue_probe(daemon->queue, err);
 }
 
-int submission_check(struct daemon *daemon, const struct submission *submission, struct error *err)
+static int complete_check(struct daemon *daemon, const struct submission *submission,
+                          uint64_t *held_bytes, struct error *err)
 {
     struct prompt prompt;
     int code = disk_check(daemon, err);
@@ -69,11 +70,25 @@ int submission_check(struct daemon *daemon, const struct submission *submission,
     if (code == 0) {
         code = parse(daemon, submission, &prompt, err);
     }
-    if (code != 0) {
-        return refuse(daemon, submission, code, err);
+    if (code == 0) {
+        size_t count = (size_t)prompt.values.count;
+        prompt_finish(&prompt);
+        code = queue_reserve(daemon->queue, held_bytes, queue_push_bytes(count, submission->length),
+                             err);
     }
-    prompt_finish(&prompt);
-    return 0;
+    return code;
+}
+
+int submission_check(struct daemon *daemon, const struct submission *submission, bool complete,
+                     uint64_t *held_bytes, struct error *err)
+{
+    int code =
+        queue_reserve(daemon->queue, held_bytes, queue_push_bytes(1, submission->length), err);
+
+    if (code == 0 && complete) {
+        code = complete_check(daemon, submission, held_bytes, err);
+    }
+    return code == 0 ? 0 : refuse(daemon, submission, code, err);
 }
 
 /* Of several images from one file the later ones get names with a number before the extension,

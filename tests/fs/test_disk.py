@@ -57,6 +57,29 @@ class FullDisk(unittest.TestCase):
         self.assertEqual(self.mount.wait(self.mount.prompt("after\n")[0]), "done")
         self.assertEqual(self.mount.jobs()[:len(accepted)], accepted)
 
+    def test_shells_are_told(self):
+        """They don't look at close(): whatever its length, a prompt that finds no room is refused by
+        write(), and from then on so is each like it."""
+        self.mount.write("1\n", "control", "pause")
+        self.fill()
+        for words in (12000, 1, 600, 12000):
+            for command in (f"echo {'word ' * words} > mnt/new", f"printf '{'word ' * words}' > mnt/new",
+                            f"echo 'a fox --count 64' {'word ' * words} > mnt/new"):
+                with self.subTest(command[:7] + command[-30:], words=words):
+                    said = []
+                    while 1 not in said[:-3]:
+                        before = len(self.mount.jobs())
+                        said.append(self.mount.shell(command).returncode)
+                        self.assertEqual(len(self.mount.jobs()) > before, said[-1] == 0)
+                    self.assertEqual(said[-4:], [1] * 4)
+                    self.assertRegex(self.mount.read("status", "error"), "^new: .*make room on the disk")
+                    self.assertRegex(self.mount.read("status", "health"), "^error: .*make room on the disk")
+        self.assertNotEqual(self.mount.shell("echo a fox > mnt/prompts/fox.txt").returncode, 0)
+        os.unlink(os.path.join(self.state, "filler"))
+        job = self.mount.prompt("after\n")[0]
+        self.assertEqual(self.mount.read("status", "health"), "ok\n")
+        self.assertEqual(self.mount.jobs()[-1], job)
+
     def test_painted_image_waits_for_room(self):
         self.mount.write("1\n", "control", "pause")
         job = self.mount.prompt("a fox --size 1024x1024\n")[0]

@@ -272,7 +272,8 @@ static void test_other_faults(void)
     EXPECT(queue_setting_set(queue, "k", "v", &err) == -ENOSPC);
     EXPECT(queue_trouble(queue, &err) == -ENOSPC && strstr(err.text, "queue.db") != NULL);
     EXPECT(queue_probe(queue, &err) == -ENOSPC);
-    EXPECT(queue_claim(queue, NULL, NULL, &job, &err) == -EAGAIN && queue_trouble(queue, &err) == -ENOSPC);
+    EXPECT(queue_claim(queue, NULL, NULL, &job, &err) == -EAGAIN &&
+           queue_trouble(queue, &err) == -ENOSPC);
     fail_after(-1, 0, 0);
     EXPECT(queue_cancel(queue, 7, &err) == -ENOENT && queue_trouble(queue, &err) == -ENOSPC,
            "what writes nothing says nothing of the disk");

@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: MIT */
+/* Room on the disk for prompts that are being written: blocks behind the end of SQLite's journal,
+ * where the next commits go. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include "fs/queue_private.h"
+
+enum {
+    FRAME_BYTES = 4096 + 24, /* a page in the journal */
+    PAGE_TEXT_BYTES = 4092,  /* of a long text, in each of its pages */
+    COMMIT_PAGES = 24,       /* of tables and indexes that a commit may change, with splits */
+    JOB_PAGES = 3,           /* a job's own beside its text */
+    OTHERS_BYTES = 64 << 10, /* what others may commit meanwhile */
+    STEP_BYTES = 1 << 20,    /* so much more is set aside at once, but little of what there is */
+};
+
+uint64_t queue_push_bytes(size_t count, size_t text_bytes)
+{
+    return (COMMIT_PAGES + (uint64_t)count * (JOB_PAGES + text_bytes / PAGE_TEXT_BYTES)) *
+           FRAME_BYTES;
+}
+
+static int refuse(const struct space *space, int errnum, struct error *err)
+{
+    return error_set(err, errnum, "%s: %s%s", space->path, strerror(errnum),
+                     errnum == ENOSPC ? " (make room on the disk of the state folder)" : "");
+}
+
+/* Sets blocks aside from `end` on. A file system that can't do that has the room, or not. */
+static int blocks_reserve(struct space *space, off_t end, uint64_t bytes, struct error *err)
+{
+    struct statvfs disk;
+    uint64_t room, step;
+    int fd, rc = 0;
+
+    if (statvfs(space->path, &disk) != 0) {
+        return refuse(space, errno, err);
+    }
+    room = (uint64_t)disk.f_bavail * disk.f_frsize;
+    if (room < bytes) { /* asked first, for a failing call may take what there is all the same */
+        return refuse(space, ENOSPC, err);
+    }
+    step = (room - bytes) / 16;
+    bytes += step < STEP_BYTES ? step : STEP_BYTES;
+    fd = open(space->path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0 || fallocate(fd, FALLOC_FL_KEEP_SIZE, end, (off_t)bytes) != 0) {
+        rc = errno;
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+    if (rc != 0 && rc != EOPNOTSUPP && rc != ENOSYS) {
+        return refuse(space, rc, err);
+    }
+    space->end = rc == 0 ? end + (off_t)bytes : 0;
+    return 0;
+}
+
+/* Room for so many bytes behind the end of the journal, which never gets shorter unless it is made
+ * anew. */
+static int space_ensure(struct space *space, uint64_t bytes, struct error *err)
+{
+    struct stat st;
+
+    if (stat(space->path, &st) != 0) {
+        return errno == ENOENT ? 0 : refuse(space, errno, err);
+    }
+    if (st.st_ino != space->inode || st.st_size < space->size) {
+        space->end = 0;
+    }
+    space->inode = st.st_ino;
+    space->size = st.st_size;
+    return st.st_size + (off_t)bytes <= space->end ? 0
+                                                   : blocks_reserve(space, st.st_size, bytes, err);
+}
+
+static int apply_shorten(struct batch *batch, struct change *change, struct error *err)
+{
+    batch->shorten = true;
+    return 0;
+}
+
+/* What the journal holds goes to its place, if there is room for that, and the journal is empty. */
+static int queue_shorten(struct queue *queue)
+{
+    struct change change = {.apply = apply_shorten};
+
+    return queue_change(queue, &change, NULL);
+}
+
+int queue_reserve(struct queue *queue, uint64_t *held_bytes, uint64_t bytes, struct error *err)
+{
+    struct space *space = &queue->space;
+    struct error why = {0};
+    int rc = 0;
+
+    pthread_mutex_lock(&space->lock);
+    space->held += bytes - *held_bytes;
+    if (bytes > *held_bytes) {
+        rc = space_ensure(space, space->held + OTHERS_BYTES, &why);
+        if (rc == -ENOSPC && queue_shorten(queue) == 0) {
+            rc = space_ensure(space, space->held + OTHERS_BYTES, &why);
+        }
+    }
+    if (rc == 0) {
+        *held_bytes = bytes;
+    } else {
+        space->held -= bytes - *held_bytes;
+    }
+    pthread_mutex_unlock(&space->lock);
+    if (bytes > 0) {
+        pthread_mutex_lock(&queue->lock);
+        queue->changes += queue->shortage.code != rc;
+        queue->shortage = rc != 0 ? why : (struct error){0};
+        pthread_mutex_unlock(&queue->lock);
+    }
+    return rc == 0 ? 0 : error_set(err, -rc, "%s", why.text);
+}
