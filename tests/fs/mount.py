@@ -62,17 +62,18 @@ class Mount:
                 f"--model={self.folder}",
                 *self.options, *more, self.path]
 
-    def start(self, *more, loaded=True):
+    def start(self, *more, wait=True, loaded=True):
         """Returns once the mount is there; unless told otherwise, once the engine is open too (or
         could not be opened), and all that start-up has to say is in status/events."""
         environment = dict(os.environ, FLUXFS_FAKE_HOLD=self.hold_path, **self.environment)
         self.log = open(self.log_path, "ab")
         self.process = subprocess.Popen(self.command(*more), env=environment, stderr=self.log,
                                         stdin=subprocess.DEVNULL, stdout=self.log)
-        wait_for(lambda: self.is_up() or self.process.poll() is not None, "the mount")
-        if self.process.poll() is not None:
-            raise AssertionError("fluxfs ended: " + self.read_log())
-        if loaded:
+        if wait:
+            wait_for(lambda: self.is_up() or self.process.poll() is not None, "the mount")
+            if self.process.poll() is not None:
+                raise AssertionError("fluxfs ended: " + self.read_log())
+        if wait and loaded:
             wait_for(lambda: not self.read("status", "health").startswith("loading"), "the engine")
         return self
 
