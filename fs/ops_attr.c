@@ -127,6 +127,8 @@ static int job_attr(struct daemon *daemon, struct node node, const struct viewer
     if (node.kind == NODE_JOB_FILE) {
         code = generated_attr(daemon, node, viewer, st);
     } else {
+        st->st_nlink = 2;
+        size_set(st, 4096);
         times_set(st, info.changed_ns);
     }
     owner_set(daemon, &info, node, st);

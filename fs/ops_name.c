@@ -90,6 +90,28 @@ void ops_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
     fuse_reply_err(req, -code);
 }
 
+/* Nothing else is made here; without these the kernel would say that it can't be done at all. */
+
+void ops_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
+{
+    fuse_reply_err(req, EPERM);
+}
+
+void ops_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t device)
+{
+    fuse_reply_err(req, EPERM);
+}
+
+void ops_symlink(fuse_req_t req, const char *link, fuse_ino_t parent, const char *name)
+{
+    fuse_reply_err(req, EPERM);
+}
+
+void ops_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t parent, const char *name)
+{
+    fuse_reply_err(req, EPERM);
+}
+
 void ops_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
     struct daemon *daemon = daemon_of(req);

@@ -121,7 +121,9 @@ class Files(MountTest):
                         "mkdir mnt/prompts/x", "ln -s a mnt/x", "rm mnt/new", "rm mnt/status/vram",
                         "mv mnt/README mnt/x", "rmdir mnt/images", "mkdir mnt/jobs/99", "rm mnt/images/latest.png"):
             with self.subTest(command):
-                self.assertNotEqual(self.mount.shell(command).returncode, 0)
+                result = self.mount.shell(command)
+                self.assertNotEqual(result.returncode, 0)
+                self.assertIn("Operation not permitted", result.stderr)
 
     def test_missing_names(self):
         for path in ("x", "jobs/99", "jobs/0", "jobs/01", "jobs/-1", "jobs/1x", "images/x.png", "queue/000-1",
@@ -152,7 +154,7 @@ class Changing(MountTest):
         self.mount.prompt("a fox --steps 1000\n")
         wait_for(lambda: "step" in self.mount.read("status", "progress"), "a step")
         sizes = collections.defaultdict(set)
-        for _ in range(1000):
+        for _ in range(300):
             for name in ("progress", "vram", "all.json", "metrics"):
                 with open(self.mount.at("status", name), "rb", buffering=0) as file:
                     size = os.fstat(file.fileno()).st_size
