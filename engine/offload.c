@@ -142,18 +142,20 @@ static int out_of_memory(const struct offload *offload, int code, uint64_t bytes
 struct list_case {
     struct residency_case c;
     uint64_t *bytes, *held;
+    double *compute_s;
 };
 
 static int case_create(struct list_case *of, const struct block_list *list, uint64_t page_bytes)
 {
     of->bytes = calloc(list->count + 1, sizeof *of->bytes);
     of->held = calloc(list->count + 1, sizeof *of->held);
+    of->compute_s = calloc(list->count + 1, sizeof *of->compute_s);
     of->c = (struct residency_case){.bytes = of->bytes,
                                     .held = of->held,
                                     .count = list->count,
                                     .slots = RING_SLOTS,
                                     .page_bytes = page_bytes};
-    if (of->bytes == NULL || of->held == NULL)
+    if (of->bytes == NULL || of->held == NULL || of->compute_s == NULL)
         return -ENOMEM;
     for (size_t i = 0; i < list->count; i++)
         of->bytes[i] = list->blocks[i]->bytes;
@@ -164,6 +166,26 @@ static void case_finish(struct list_case *of)
 {
     free(of->bytes);
     free(of->held);
+    free(of->compute_s);
+}
+
+/* How long a block of each kind took of late, and a copy; false if one never ran yet. */
+static bool look_at_clock(const struct offload *offload, const struct block_list *list,
+                          double *compute_s, double *copy_byte_s)
+{
+    const struct timeline *timeline = offload->timeline;
+
+    if (timeline == NULL || timeline->sums.copy_s <= 0)
+        return false;
+    *copy_byte_s = timeline->sums.copy_s / (double)timeline->sums.copy_bytes;
+    for (size_t i = 0; i < list->count; i++) {
+        double seconds = timeline_compute_s(timeline, list->blocks[i]->kind);
+
+        if (seconds <= 0)
+            return false;
+        compute_s[i] = seconds;
+    }
+    return true;
 }
 
 /* Every block that stays has pages of its own. */
@@ -206,17 +228,17 @@ int offload_measure(struct block_list *list, uint64_t page_bytes)
     return result;
 }
 
-static int plan(struct offload *offload, struct list_case *of, uint64_t room,
+static int plan(const struct offload *offload, struct list_case *of, bool *resident, uint64_t room,
                 struct residency *plan)
 {
     uint64_t lost = hold_together(of, offload->arena);
 
     of->c.room = room > lost ? room - lost : 0;
-    if (residency_plan(&of->c, offload->resident, plan) == 0)
+    if (residency_plan(&of->c, resident, plan) == 0)
         return 0;
     hold_apart(of);
     of->c.room = room;
-    return residency_plan(&of->c, offload->resident, plan);
+    return residency_plan(&of->c, resident, plan);
 }
 
 static int grow(struct offload *offload, size_t count)
@@ -225,13 +247,25 @@ static int grow(struct offload *offload, size_t count)
 
     if (count <= offload->capacity)
         return 0;
-    grown = realloc(offload->resident, 2 * count * sizeof *grown);
+    grown = realloc(offload->resident, 3 * count * sizeof *grown);
     if (grown == NULL)
         return -ENOMEM;
     offload->resident = grown;
     offload->stays = grown + count;
+    offload->other = grown + 2 * count;
     offload->capacity = count;
     return 0;
+}
+
+/* What is measured, if it is; whether it is. */
+static bool case_measure(const struct offload *offload, struct list_case *of,
+                         const struct block_list *list)
+{
+    bool measured = look_at_clock(offload, list, of->compute_s, &of->c.copy_byte_s);
+
+    of->c.compute_s = measured ? of->compute_s : NULL;
+    of->c.in_turn = offload->backend->host;
+    return measured;
 }
 
 static int plan_list(struct offload *offload, const struct block_list *list, uint64_t room,
@@ -242,15 +276,41 @@ static int plan_list(struct offload *offload, const struct block_list *list, uin
 
     if (result == 0)
         result = grow(offload, list->count);
+    if (result == 0)
+        offload->guessed = !case_measure(offload, &of, list);
     if (result != 0)
         error_set(err, ENOMEM, "out of host memory");
-    else if (plan(offload, &of, room, residency) != 0)
+    else if (plan(offload, &of, offload->resident, room, residency) != 0)
         result = error_set(err, ENOMEM,
                            "weights need %.1f MB at least and %.1f MB are left for them; raise "
                            "vram_budget or make the image smaller",
                            (double)list->least_bytes / 1e6, (double)room / 1e6);
+    offload->room = room;
     case_finish(&of);
     return result;
+}
+
+/* What a new plan must gain: changing to it loads blocks anew. */
+#define GAIN 0.98
+
+bool offload_outdated(struct offload *offload)
+{
+    const struct block_list *list = offload->pass;
+    struct residency residency;
+    struct list_case of;
+    bool outdated = false;
+
+    if (list == NULL || !offload->guessed)
+        return false;
+    if (case_create(&of, list, offload->backend->pages->granule_bytes) == 0 &&
+        case_measure(offload, &of, list)) {
+        offload->guessed = false;
+        outdated = plan(offload, &of, offload->other, offload->room, &residency) == 0 &&
+                   residency_period(&of.c, offload->other) <
+                       GAIN * residency_period(&of.c, offload->resident);
+    }
+    case_finish(&of);
+    return outdated;
 }
 
 int offload_begin(struct offload *offload, struct block_list *list, uint64_t room,
@@ -302,7 +362,8 @@ static void block_load(struct offload *offload, size_t j, uintptr_t address)
 
     block_bind(block, (void *)address);
     offload->backend->ops->copy_reuse(offload->backend);
-    timeline_copy_begin(offload->timeline, (j + pass->count - offload->turn) % pass->count);
+    timeline_copy_begin(offload->timeline, (j + pass->count - offload->turn) % pass->count,
+                        block->bytes);
     block_fill(block, offload->backend);
     timeline_copy_end(offload->timeline);
     block->ticket = offload->backend->ops->copy_ticket(offload->backend);

@@ -37,6 +37,7 @@ struct offload {
     struct block_list *pass; /* the present one, or NULL */
     int component;
     bool *resident; /* [blocks of the pass]: planned to stay */
+    bool *other;    /* work: of another plan */
     bool *stays;    /* the same, and those that are still there from before: not for the ring */
     size_t capacity;
     uintptr_t ring;       /* address in the arena, 0 if none */
@@ -45,6 +46,8 @@ struct offload {
     struct ring slots;
     size_t turn;          /* of the block in use, in the pass … */
     struct block *in_use; /* … which is never evicted */
+    uint64_t room;        /* that the plan was made for */
+    bool guessed;         /* nothing was measured yet when it was planned */
     bool spare_planned;   /* eviction must leave blocks that are planned to stay */
     struct offload_stats stats;
 };
@@ -62,6 +65,10 @@ int offload_measure(struct block_list *list, uint64_t page_bytes);
  * than the list's least_bytes, or if the arena has less than that. */
 int offload_begin(struct offload *offload, struct block_list *list, uint64_t room,
                   struct error *err);
+
+/* Whether the present pass was planned before anything was measured, and what is known now makes
+ * for a better plan. Asked until figures are there, then answered once. */
+bool offload_outdated(struct offload *offload);
 
 /* Makes block i of the pass usable by work queued from now on, and starts loading the next ones (if
  * `wrap`, the first after the last). Blocks are to be acquired in order. */

@@ -89,7 +89,8 @@ static int plan_weights(struct engine *engine, struct block_list *list, struct e
 int pass_open(struct engine *engine, struct block_list *list, uint64_t workspace_bytes,
               struct error *err)
 {
-    if (engine->offload.pass == list && engine->workspace_bytes == workspace_bytes)
+    if (engine->offload.pass == list && engine->workspace_bytes == workspace_bytes &&
+        !offload_outdated(&engine->offload))
         return 0;
     pass_close(engine);
     if (pass_allocate(engine, workspace_bytes, "workspace", &engine->workspace, err) != 0)

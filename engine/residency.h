@@ -19,6 +19,11 @@ struct residency_case {
     uint64_t room;
     int slots;           /* of the ring, all as long as the longest block in it */
     uint64_t page_bytes; /* the ring is rounded up to these */
+
+    /* Seconds to compute with each block, and to copy a byte, as measured; NULL: not yet known. */
+    const double *compute_s;
+    double copy_byte_s;
+    bool in_turn; /* as in schedule.h */
 };
 
 struct residency {
@@ -30,9 +35,12 @@ struct residency {
 };
 
 /* Sets resident[i]. Blocks that are streamed lie evenly among the others, so that each copy has
- * computing to hide behind; how many there are, and how long slots are, is what is likely to take
- * least time (schedule.h). -ENOMEM if not even the ring fits. */
+ * computing to hide behind; how long slots are, and whether blocks stay first that hide least
+ * themselves, is what takes least time (schedule.h). -ENOMEM if not even the ring fits. */
 int residency_plan(const struct residency_case *c, bool *resident, struct residency *plan);
+
+/* Seconds that a run takes with such residents; without figures, in units of computing a byte. */
+double residency_period(const struct residency_case *c, const bool *resident);
 
 /* The least room for which there is a plan. */
 uint64_t residency_least(const struct residency_case *c);

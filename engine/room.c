@@ -130,9 +130,8 @@ static bool room_for_more(const struct engine *engine)
 
 int engine_wanted_images(const struct engine *engine)
 {
-    const struct offload *offload = &engine->offload;
-    double copied = (double)offload->stats.copied_bytes;
-    double rate = copied > 0 ? engine->timeline.sums.copy_s / copied : 0;
+    const struct timeline_sums *sums = &engine->timeline.sums;
+    double rate = sums->copy_bytes > 0 ? sums->copy_s / (double)sums->copy_bytes : 0;
     double copy_s = (double)engine->streamed_bytes * rate;
     int wanted = 1, active = 0;
 

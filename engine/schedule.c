@@ -22,6 +22,8 @@ static void load(const struct schedule_case *c, struct ring *ring, struct clocks
     ring->held[slot] = j;
     clocks->copy = later(clocks->copy, clocks->compute) + (double)c->bytes[j] * c->copy_byte_s;
     clocks->copied[slot] = clocks->copy;
+    if (c->in_turn)
+        clocks->compute = clocks->copy;
 }
 
 static void use(const struct schedule_case *c, struct ring *ring, struct clocks *clocks, size_t i)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * How long a pass over blocks takes on a device that copies and computes at the same time.
+ * How long a pass over blocks takes on a device that copies and computes at the same time, or in
+ * turn.
  *
  * Both happen in order, each on a stream of its own. A copy into a slot begins when the copy before
  * it has ended and so has the work that was queued when the slot was chosen (ring.h); work with a
@@ -21,6 +22,7 @@ struct schedule_case {
     /* Seconds to compute with each block; NULL: so many for each of its bytes. */
     const double *compute_s;
     double compute_byte_s;
+    bool in_turn; /* nothing computes while a copy runs */
 };
 
 /* Seconds from one run of the pass to the next, when it is run again and again. */

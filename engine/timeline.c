@@ -42,9 +42,10 @@ static void copies_settle(struct timeline *t, uint64_t number)
     size_t kept = 0;
 
     for (size_t i = 0; i < t->copy_count; i++) {
-        if (t->copies[i].before <= number && t->copies[i].done != 0)
+        if (t->copies[i].before <= number && t->copies[i].done != 0) {
             t->sums.copy_s += seconds(t, t->copies[i].begun, t->copies[i].done);
-        else
+            t->sums.copy_bytes += t->copies[i].bytes;
+        } else
             t->copies[kept++] = t->copies[i];
     }
     t->copy_count = kept;
@@ -63,6 +64,7 @@ static void settle_oldest(struct timeline *t)
     t->sums.compute_s += compute;
     kind->sums.wait_s += wait;
     kind->sums.compute_s += compute;
+    kind->recent_s += kind->blocks == 0 ? compute : (compute - kind->recent_s) / 4;
     kind->blocks++;
     copies_settle(t, t->first++);
 }
@@ -93,12 +95,13 @@ void timeline_ready(struct timeline *t)
     block_at(t, t->next - 1)->ready = mark(t, STREAM_COMPUTE);
 }
 
-void timeline_copy_begin(struct timeline *t, size_t ahead)
+void timeline_copy_begin(struct timeline *t, size_t ahead, uint64_t bytes)
 {
     if (t == NULL || t->copy_count == TIMELINE_COPIES)
         return;
     t->copies[t->copy_count].begun = mark(t, STREAM_COPY);
     t->copies[t->copy_count].done = 0;
+    t->copies[t->copy_count].bytes = bytes;
     t->copies[t->copy_count++].before = t->next - 1 + ahead;
 }
 
@@ -106,6 +109,14 @@ void timeline_copy_end(struct timeline *t)
 {
     if (t != NULL && t->copy_count > 0 && t->copies[t->copy_count - 1].done == 0)
         t->copies[t->copy_count - 1].done = mark(t, STREAM_COPY);
+}
+
+double timeline_compute_s(const struct timeline *t, const char *kind)
+{
+    for (int i = 0; i < TIMELINE_KINDS && t->kinds[i].kind != NULL; i++)
+        if (strcmp(t->kinds[i].kind, kind) == 0)
+            return t->kinds[i].recent_s;
+    return 0;
 }
 
 void timeline_end(struct timeline *t)

@@ -20,13 +20,15 @@ enum {
 struct timeline_sums {
     double compute_s, wait_s; /* of the compute stream: at work; idle until weights come */
     double copy_s;            /* of the copy stream, at work */
+    uint64_t copy_bytes;      /* that it copied in this time */
 };
 
 /* All blocks of one kind. */
 struct timeline_kind {
     const char *kind; /* static */
     uint64_t blocks;
-    struct timeline_sums sums; /* copy_s stays 0: what is copied during a block is another one */
+    struct timeline_sums sums; /* without copies: what is copied during a block is another one */
+    double recent_s; /* of computing with one, of late: with each it comes a quarter nearer */
 };
 
 struct timeline_block {
@@ -42,6 +44,7 @@ struct timeline {
     struct {
         uint64_t begun, done; /* marks */
         uint64_t before;      /* the number of a block that runs after it */
+        uint64_t bytes;
     } copies[TIMELINE_COPIES];
     size_t copy_count;
     struct timeline_sums sums; /* since the start */
@@ -56,8 +59,11 @@ void timeline_begin(struct timeline *timeline, const char *kind);
 void timeline_ready(struct timeline *timeline);
 /* Around the copies of one block's weights: of the block whose turn it is, or of one that comes so
  * many blocks later. NULL is allowed. */
-void timeline_copy_begin(struct timeline *timeline, size_t ahead);
+void timeline_copy_begin(struct timeline *timeline, size_t ahead, uint64_t bytes);
 void timeline_copy_end(struct timeline *timeline);
+
+/* Seconds of computing with a block of this kind, of late; 0: not known. */
+double timeline_compute_s(const struct timeline *timeline, const char *kind);
 
 /* Ends the last block. */
 void timeline_end(struct timeline *timeline);

@@ -136,6 +136,28 @@ static void test_company(const char *configs)
     free(f.map);
 }
 
+/* Link and card about equally busy: there the plan needs figures, and has them after a step. */
+static void test_figures(const char *configs)
+{
+    struct engine_options options = {.model_path = configs, .vram_budget_bytes = 12 * GIB};
+    struct engine_device fast = {
+        .memory_bytes = 80 * GIB, .flops = 728e12, .link_bytes = 54.8e9, .memory_bytes_s = 3e12};
+    struct image_request request = square;
+    struct engine_forecast f;
+    double longer, load_s;
+
+    request.steps = 20; /* by the first plan, each takes 0.03 s more */
+    if (!EXPECT(engine_forecast(&f, &options, &fast, &request, 1, &err) == 0, "%s", err.text))
+        return;
+    longer = f.step_compute_s > f.step_copy_s ? f.step_compute_s : f.step_copy_s;
+    EXPECT(f.step_s < 1.1 * longer, "%g s, %g alone", f.step_s, longer);
+    /* The first picture loads what stays, and after a step some of it again; it is not slow. */
+    load_s = (double)f.component[MEMORY_WEIGHTS] / fast.link_bytes;
+    EXPECT(f.first_s - f.picture_s < 1.5 * load_s, "%g s the first, %g the second", f.first_s,
+           f.picture_s);
+    free(f.map);
+}
+
 static void test_bad_devices(const char *configs)
 {
     struct engine_options options = {.model_path = configs};
@@ -206,13 +228,12 @@ static void test_machine(const char *mini, uint64_t budget)
         resident += f.blocks[i].resident;
         count += f.blocks[i].count;
     }
-    EXPECT((uint64_t)resident == watch.memory.resident_blocks &&
-               (uint64_t)(count - resident) == watch.memory.streamed_blocks,
-           "%d of %d blocks, the engine has %llu", resident, count,
-           (unsigned long long)watch.memory.resident_blocks);
+    EXPECT((uint64_t)count == watch.memory.resident_blocks + watch.memory.streamed_blocks);
+    /* Within little, which blocks stay depends on how fast they are found to be. */
+    EXPECT(budget != 0 || (uint64_t)resident == watch.memory.resident_blocks);
     EXPECT(budget == 0 || f.budget == watch.memory.budget);
     EXPECT(f.peak_bytes <= f.budget);
-    for (int i = 0; i < MEMORY_COMPONENTS; i++)
+    for (int i = budget == 0 ? 0 : MEMORY_ACTIVATIONS; i < MEMORY_COMPONENTS; i++)
         EXPECT(f.component[i] == watch.memory.component[i], "%s: %llu, the engine has %llu",
                memory_component_name((enum memory_component)i), (unsigned long long)f.component[i],
                (unsigned long long)watch.memory.component[i]);
@@ -220,6 +241,12 @@ static void test_machine(const char *mini, uint64_t budget)
     /* Here copies and computing take turns. */
     EXPECT(f.step_s >= 0.99 * (f.step_compute_s + f.step_copy_s));
     free(f.map);
+    options.vram_budget_bytes = f.least_budget;
+    if (!EXPECT(engine_open(&watch.engine, &options, &err) == 0, "%s", err.text))
+        return;
+    request.prompt = "a red circle";
+    EXPECT(engine_check(watch.engine, &request, &err) == 0, "%s", err.text);
+    engine_close(watch.engine);
 }
 
 int main(int argc, char **argv)
@@ -228,6 +255,7 @@ int main(int argc, char **argv)
         return test_skip("usage: forecast CONFIGS MINI");
     test_budgets(argv[1]);
     test_company(argv[1]);
+    test_figures(argv[1]);
     test_bad_devices(argv[1]);
     test_machine(argv[2], 0);
     test_machine(argv[2], 30000000);

@@ -245,6 +245,8 @@ static void test_link_is_busy(void)
     EXPECT(close_to(schedule_period(&c), 2 * 10 * COUNT), "bound by the link");
     c.copy_byte_s = 0.5;
     EXPECT(close_to(schedule_period(&c), 10 * COUNT), "bound by computing");
+    c.in_turn = true;
+    EXPECT(close_to(schedule_period(&c), 15 * COUNT), "each waits for the other");
 }
 
 /* While block i is in use the ring is filled with what comes next, in order, and what is needed

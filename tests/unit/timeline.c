@@ -66,7 +66,7 @@ static double copy(struct device *device, struct timeline *t, double copy_s)
                        : device->now[STREAM_COMPUTE] - 1;
 
     device->now[STREAM_COPY] = begin;
-    timeline_copy_begin(t, 1);
+    timeline_copy_begin(t, 1, 10);
     device->now[STREAM_COPY] += copy_s;
     timeline_copy_end(t);
     return device->now[STREAM_COPY];
@@ -117,6 +117,9 @@ static void test_sums(void)
     EXPECT(fabs(t.sums.compute_s - wanted.compute_s) < 1e-9);
     EXPECT(fabs(t.sums.wait_s - wanted.wait_s) < 1e-9 && wanted.wait_s > 10);
     EXPECT(fabs(t.sums.copy_s - wanted.copy_s) < 1e-9);
+    EXPECT(t.sums.copy_bytes == (uint64_t)(10 * wanted.copy_s / 3 + 0.5));
+    EXPECT(timeline_compute_s(&t, "double") > 0.5 && timeline_compute_s(&t, "double") < 1.5);
+    EXPECT(timeline_compute_s(&t, "unknown") == 0);
     EXPECT(device.unsettled == 0, "%d", (int)device.unsettled);
     EXPECT(strcmp(t.kinds[0].kind, "double") == 0 && t.kinds[0].blocks == 7 * 19);
     EXPECT(strcmp(t.kinds[1].kind, "single") == 0 && t.kinds[1].blocks == 7 * 21);
@@ -131,7 +134,7 @@ static void test_drop(void)
 
     timeline_init(&t, &device.base);
     timeline_begin(&t, "double");
-    timeline_copy_begin(&t, 0);
+    timeline_copy_begin(&t, 0, 10);
     timeline_copy_end(&t);
     timeline_ready(&t);
     device.now[STREAM_COMPUTE] += 5;
@@ -168,7 +171,7 @@ static void test_limits(void)
         blocks += t.kinds[i].blocks;
     EXPECT(blocks == TIMELINE_KINDS + 4 && t.sums.compute_s == TIMELINE_KINDS + 4);
     EXPECT(t.sums.copy_s == TIMELINE_COPIES);
-    timeline_copy_begin(NULL, 0);
+    timeline_copy_begin(NULL, 0, 10);
     timeline_copy_end(NULL);
 }
 
