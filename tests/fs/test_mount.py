@@ -136,7 +136,7 @@ class MountProgram(unittest.TestCase):
     def test_mounted_again_at_once(self):
         """The daemon that was unmounted still ends when the next one comes, which waits for it."""
         made = self.make("mnt")
-        made.environment["FLUXFS_FAKE_BLOCK_US"] = "300000"
+        made.environment["FLUXFS_FAKE_BLOCK_US"] = "100000"
         words = ("-t", "fuse.fluxfs", "-o", f"state_dir={made.state}", made.folder, made.path)
         self.assert_mounts(*words, made=made)
         job = made.prompt("a fox --steps 1\n")[0]
