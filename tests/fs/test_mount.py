@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""mount(8) and fstab: in a mount namespace of our own, where a fluxfs lies on the path that mount(8)
-gives its helpers."""
+"""mount(8), fstab, and mounts of ordinary users: in a mount namespace of our own, where a fluxfs lies
+on the path that mount(8) gives its helpers."""
 
 import ctypes
 import fcntl
 import os
+import pwd
 import shutil
+import stat
 import subprocess
 import tempfile
 import unittest
@@ -21,11 +23,27 @@ def setUpModule():
     folder = tempfile.mkdtemp(prefix="fluxfs-programs-")
     unittest.addModuleCleanup(shutil.rmtree, folder)
     shutil.copy(FLUXFS, os.path.join(folder, "fluxfs"))
+    os.chmod(folder, 0o755)
     if not os.path.isdir(PROGRAMS) or libc.unshare(CLONE_NEWNS) != 0:
         raise unittest.SkipTest("no mount namespace can be had")
     for command in (["--make-rprivate", "/"], ["--bind", folder, PROGRAMS]):
         subprocess.run(["mount", *command], check=True)
     unittest.addModuleCleanup(subprocess.run, ["umount", PROGRAMS], check=True)
+
+
+def wait_for_end(state):
+    """A daemon keeps a lock on its state folder."""
+    def is_free():
+        fd = os.open(state, os.O_RDONLY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(fd)
+
+    wait_for(is_free, "the daemon's end", 6 * PATIENCE)
 
 
 @needs("mount.fuse", "mount.fuse3")
@@ -42,22 +60,8 @@ class MountProgram(unittest.TestCase):
         if is_mounted(made.path):
             subprocess.run(["umount", made.path], check=True)
         if os.path.isdir(made.state):
-            self.wait_for_end(made)
+            wait_for_end(made.state)
         made.clean()
-
-    def wait_for_end(self, made):
-        """The daemon that has it keeps a lock on its state folder."""
-        def is_free():
-            fd = os.open(made.state, os.O_RDONLY)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            except BlockingIOError:
-                return False
-            finally:
-                os.close(fd)
-
-        wait_for(is_free, "the daemon's end", 6 * PATIENCE)
 
     def mount(self, *words, made=None):
         environment = dict(os.environ, **(made.environment if made else {}))
@@ -157,6 +161,71 @@ class MountProgram(unittest.TestCase):
                             f"state_dir={made.state}", made.folder, made.folder + "/nowhere")
         self.assert_refused("mount it rw", "-r", "-t", "fuse.fluxfs", made.folder, made.path)
         self.assertFalse(os.path.exists(made.state))
+
+
+@needs("setpriv", "fusermount3")
+class OrdinaryUser(unittest.TestCase):
+    """Who isn't root mounts through fusermount3, and nobody else may look in, not even root."""
+
+    def setUp(self):
+        self.user = pwd.getpwnam("nobody")
+        self.folder = tempfile.mkdtemp(prefix="fluxfs-home-")
+        self.addCleanup(shutil.rmtree, self.folder)
+        self.path = os.path.join(self.folder, "mnt")
+        os.mkdir(self.path)
+        for path in (self.folder, self.path):
+            os.chown(path, self.user.pw_uid, self.user.pw_gid)
+        if os.stat("/dev/fuse").st_mode & 0o006 != 0o006:
+            self.open_device()
+
+    def open_device(self):
+        """Some machines give /dev/fuse to root only."""
+        device = os.path.join(self.folder, "fuse")
+        os.mknod(device, stat.S_IFCHR, os.stat("/dev/fuse").st_rdev)
+        os.chmod(device, 0o666)
+        subprocess.run(["mount", "--bind", device, "/dev/fuse"], check=True)
+        self.addCleanup(subprocess.run, ["umount", "-l", "/dev/fuse"], check=True)
+        if self.run_as_user("exec 3<>/dev/fuse").returncode != 0:
+            self.skipTest("others than root can't open /dev/fuse")
+
+    def run_as_user(self, script):
+        environment = dict(os.environ, HOME=self.folder, M=self.path, MODEL=self.folder, FLUXFS_FAKE_BLOCK_US="0",
+                           FLUXFS=os.path.join(PROGRAMS, "fluxfs"))
+        for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME"):
+            environment.pop(name, None)
+        command = ["setpriv", f"--reuid={self.user.pw_uid}", f"--regid={self.user.pw_gid}", "--clear-groups", "bash"]
+        return subprocess.run([*command, "-c", script], cwd="/", env=environment, capture_output=True, text=True,
+                              stdin=subprocess.DEVNULL, timeout=6 * PATIENCE)
+
+    def assert_runs(self, script, output=""):
+        done = self.run_as_user(script)
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, output, ""))
+
+    def test_mounts_and_mounts_again(self):
+        state = os.path.join(self.folder, ".local/state/fluxfs", self.path.strip("/").replace("/", "-"))
+        self.assert_runs("$FLUXFS -c /dev/null --model=$MODEL $M")
+        try:
+            self.assert_runs("exec 3<>$M/new; echo a fox >&3; read id <&3; cat $M/jobs/$id/wait; ls $M/images",
+                             "done\n0001-a-fox.png\nlatest.png\n")
+            with self.assertRaises(PermissionError):
+                os.listdir(self.path)
+            self.assertTrue(os.path.exists(os.path.join(state, "queue.db")))
+            self.assert_runs("fusermount3 -u $M; $FLUXFS -c /dev/null --model=$MODEL $M; ls $M/jobs", "1\n")
+        finally:
+            self.run_as_user("fusermount3 -u $M")
+            wait_for_end(state)
+        self.assertFalse(is_mounted(self.path))
+
+    def test_sharing_must_be_allowed(self):
+        empty = os.path.join(self.folder, "fuse.conf")
+        open(empty, "w").close()
+        if os.path.exists("/etc/fuse.conf"):
+            subprocess.run(["mount", "--bind", empty, "/etc/fuse.conf"], check=True)
+            self.addCleanup(subprocess.run, ["umount", "/etc/fuse.conf"], check=True)
+        done = self.run_as_user("$FLUXFS -c /dev/null --model=$MODEL --allow-other $M")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("user_allow_other", done.stderr)
+        self.assertFalse(is_mounted(self.path))
 
 
 if __name__ == "__main__":
