@@ -17,8 +17,10 @@
 /* Pinned memory that weights pass through: enough for the link to stay busy while threads fill. */
 enum { CUDA_SLOTS = 16, CUDA_SLOT_BYTES = 8 << 20 };
 
-/* Pinned at a time for the host store. */
-#define CUDA_STORE_CHUNK_BYTES ((size_t)256 << 20)
+/* What the host store pins at a time for copies, and from which size on weights stay where they
+ * are; the largest of a FLUX.1 in fp16 or fp32 fit. */
+#define CUDA_STORE_CHUNK_BYTES ((size_t)128 << 20)
+#define CUDA_STORE_IN_PLACE_BYTES ((size_t)256 << 10)
 
 /* Tickets whose place in the copy stream is known exactly; older ones count as passed a little
  * later than they are. */

@@ -19,23 +19,23 @@ enum {
 
 #define HOST_SPARE_LEAST ((uint64_t)2 << 30)
 
-/* One weight that passed; found by the address of its source. */
+/* One weight that passed; found by the address of its source. All but `weight` lock. */
 struct entry {
     struct weight_copy copy; /* source NULL: no entry */
-    int passed;              /* whoever asks only */
-    bool queued;             /* lock */
-    _Atomic(const void *) kept;
+    int passed;
+    bool queued, kept;
+    struct host_weight weight; /* the store's thread until `kept`, fixed then */
 };
 
 struct host_store {
     struct host_store_options options; /* fixed */
-    struct entry *entries;             /* ENTRIES */
-    size_t entry_count;                /* whoever asks only */
     pthread_t thread;
     bool thread_runs;
 
     pthread_mutex_t lock;
     pthread_cond_t changed;
+    struct entry *entries;       /* lock: ENTRIES */
+    size_t entry_count;          /* lock */
     struct entry **wanted_at;    /* lock: ENTRIES places, a ring */
     size_t wanted_first, wanted; /* lock: counts of all that left and came */
     bool closing, busy;          /* lock */
@@ -55,7 +55,7 @@ static bool chunk_add(struct host_store *store)
 
     if (store->chunk_count == CHUNKS || options->spare(options->owner) < options->chunk_bytes)
         return false;
-    memory = options->pin(options->owner, options->chunk_bytes);
+    memory = options->allocate(options->owner, options->chunk_bytes);
     if (memory == NULL)
         return false;
     store->chunks[store->chunk_count++] = memory;
@@ -81,14 +81,54 @@ static char *room_for(struct host_store *store, size_t bytes)
     return room;
 }
 
-/* A damaged weight is not kept: whoever sends it must learn of it each time. */
-static void entry_keep(struct host_store *store, struct entry *entry)
+static bool copy_weight(struct host_store *store, const struct weight_copy *copy,
+                        struct host_weight *weight)
 {
-    int64_t n = entry->copy.rows * entry->copy.cols;
-    char *room = room_for(store, (size_t)n * weights_element_bytes(&entry->copy));
+    int64_t n = copy->rows * copy->cols;
+    size_t bytes = (size_t)n * weights_element_bytes(copy);
+    char *room = room_for(store, bytes);
 
-    if (room != NULL && weights_fill(&entry->copy, 0, n, room))
-        atomic_store_explicit(&entry->kept, room, memory_order_release);
+    if (room == NULL || !weights_fill(copy, 0, n, room))
+        return false;
+    *weight = (struct host_weight){{{room, bytes}}};
+    return true;
+}
+
+/* The whole pages that a weight covers; its edges share theirs with its neighbours. */
+static bool pin_weight(struct host_store *store, const struct weight_copy *copy,
+                       struct host_weight *weight)
+{
+    const struct host_store_options *options = &store->options;
+    size_t page = options->page_bytes, bytes = (size_t)(copy->rows * copy->cols) * sizeof(uint16_t);
+    const char *source = copy->source;
+    size_t head = (page - (uintptr_t)source % page) % page;
+    size_t middle, tail;
+    char *edges;
+
+    if (!weights_as_stored(copy) || bytes < options->in_place_bytes || bytes < head + page)
+        return false;
+    tail = (bytes - head) % page;
+    middle = bytes - head - tail;
+    edges = room_for(store, head + tail);
+    if (edges == NULL || options->spare(options->owner) < middle ||
+        !options->pin(options->owner, source + head, middle))
+        return false;
+    atomic_fetch_add(&store->pinned_bytes, middle);
+    memcpy(edges, source, head);
+    memcpy(edges + head, source + head + middle, tail);
+    *weight = (struct host_weight){{{edges, head}, {source + head, middle}, {edges + head, tail}}};
+    return true;
+}
+
+static void unpin_all(struct host_store *store)
+{
+    const struct host_store_options *options = &store->options;
+
+    for (size_t i = 0; store->entries != NULL && i < ENTRIES; i++)
+        if (store->entries[i].kept && store->entries[i].weight.piece[1].data != NULL)
+            options->unpin(options->owner, store->entries[i].weight.piece[1].data);
+    for (int i = 0; i < store->chunk_count; i++)
+        options->release(options->owner, store->chunks[i]);
 }
 
 static void *store_run(void *argument)
@@ -105,9 +145,11 @@ static void *store_run(void *argument)
         struct entry *entry = store->wanted_at[store->wanted_first++ % ENTRIES];
         store->busy = true;
         pthread_mutex_unlock(&store->lock);
-        entry_keep(store, entry);
+        bool kept = pin_weight(store, &entry->copy, &entry->weight) ||
+                    copy_weight(store, &entry->copy, &entry->weight);
         pthread_mutex_lock(&store->lock);
         store->busy = false;
+        entry->kept = kept;
         entry->queued = false; /* what could not be kept is wanted again when it passes again */
         pthread_cond_broadcast(&store->changed);
     }
@@ -123,45 +165,47 @@ static bool same_weight(const struct weight_copy *a, const struct weight_copy *b
            a->rows == b->rows && a->cols == b->cols && a->channels_in == b->channels_in;
 }
 
-/* The weight's entry, a new one if need be; NULL if the table is full. */
-static struct entry *entry_of(struct host_store *store, const struct weight_copy *copy)
+/* The weight's entry, or the free one where it would be. Expects the lock. */
+static struct entry *entry_at(struct host_store *store, const struct weight_copy *copy)
 {
     uint64_t hash = (uint64_t)(uintptr_t)copy->source * UINT64_C(0x9e3779b97f4a7c15);
     size_t at = (size_t)(hash >> 32);
 
-    for (;; at++) {
-        struct entry *entry = &store->entries[at % ENTRIES];
-
-        if (entry->copy.source == NULL) {
-            if (store->entry_count == ENTRIES / 2)
-                return NULL;
-            store->entry_count++;
-            entry->copy = *copy;
-            return entry;
-        }
-        if (same_weight(&entry->copy, copy))
-            return entry;
-    }
+    while (store->entries[at % ENTRIES].copy.source != NULL &&
+           !same_weight(&store->entries[at % ENTRIES].copy, copy))
+        at++;
+    return &store->entries[at % ENTRIES];
 }
 
-const void *host_store_find(struct host_store *store, const struct weight_copy *copy)
+const struct host_weight *host_store_find(struct host_store *store, const struct weight_copy *copy)
 {
-    struct entry *entry = entry_of(store, copy);
-    const void *kept;
+    const struct entry *entry;
+    bool kept;
 
-    if (entry == NULL)
-        return NULL;
-    kept = atomic_load_explicit(&entry->kept, memory_order_acquire);
-    if (kept != NULL || ++entry->passed < WANTED_AFTER)
-        return kept;
     pthread_mutex_lock(&store->lock);
-    if (!entry->queued) {
+    entry = entry_at(store, copy);
+    kept = entry->kept;
+    pthread_mutex_unlock(&store->lock);
+    return kept ? &entry->weight : NULL;
+}
+
+void host_store_passed(struct host_store *store, const struct weight_copy *copy)
+{
+    struct entry *entry;
+
+    pthread_mutex_lock(&store->lock);
+    entry = entry_at(store, copy);
+    if (entry->copy.source == NULL && store->entry_count < ENTRIES / 2) {
+        entry->copy = *copy;
+        store->entry_count++;
+    }
+    if (entry->copy.source != NULL && ++entry->passed >= WANTED_AFTER && !entry->queued &&
+        !entry->kept) {
         entry->queued = true;
         store->wanted_at[store->wanted++ % ENTRIES] = entry;
         pthread_cond_broadcast(&store->changed);
     }
     pthread_mutex_unlock(&store->lock);
-    return NULL;
 }
 
 uint64_t host_store_bytes(const struct host_store *store)
@@ -215,8 +259,7 @@ void host_store_destroy(struct host_store *store)
         pthread_mutex_unlock(&store->lock);
         pthread_join(store->thread, NULL);
     }
-    for (int i = 0; i < store->chunk_count; i++)
-        store->options.unpin(store->options.owner, store->chunks[i]);
+    unpin_all(store);
     pthread_mutex_destroy(&store->lock);
     pthread_cond_destroy(&store->changed);
     free(store->entries);

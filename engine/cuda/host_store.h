@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The host store: pinned copies of weights that pass again and again, ready for the device, so that
- * the link runs at its own rate and not at that of the threads which fill slots.
+ * The host store: weights that pass again and again, pinned, so that the link runs at its own rate
+ * and not at that of the threads which fill slots.
  *
- * A weight that has passed twice is wanted: one thread in the background copies what is wanted, in
- * that order, as long as the machine has memory to spare. Nothing waits for it.
+ * What has passed twice without fault is wanted: one thread in the background pins it, in that
+ * order, as long as the machine has memory to spare. A large weight that the file holds as the
+ * device wants it is pinned where it lies, in the page cache; others are copied. Nothing waits for
+ * that.
  */
 #ifndef FLUXFS_ENGINE_CUDA_HOST_STORE_H
 #define FLUXFS_ENGINE_CUDA_HOST_STORE_H
@@ -16,11 +18,25 @@ struct host_store_options {
     /* Once, on the store's thread, before all else. */
     void (*begin)(void *owner);
     /* Pinned memory, or NULL if there is none. */
-    void *(*pin)(void *owner, size_t bytes);
-    void (*unpin)(void *owner, void *memory);
-    /* How many bytes may be pinned now; asked before each `pin`. */
+    void *(*allocate)(void *owner, size_t bytes);
+    void (*release)(void *owner, void *memory);
+    /* Pins whole pages that are only read; false if they can't be. */
+    bool (*pin)(void *owner, const void *pages, size_t bytes);
+    void (*unpin)(void *owner, const void *pages);
+    /* How many bytes may be pinned now; asked before each. */
     uint64_t (*spare)(void *owner);
-    size_t chunk_bytes; /* pinned at a time; weights that are larger are not kept */
+    size_t chunk_bytes;    /* allocated at a time; what is larger is not copied */
+    size_t in_place_bytes; /* the least that is pinned where it lies */
+    size_t page_bytes;
+};
+
+/* A weight's elements as the device wants them (weights.h), in up to three pieces: pages that are
+ * pinned where they lie have a copied edge on either side. */
+struct host_weight {
+    struct {
+        const void *data;
+        size_t bytes;
+    } piece[3];
 };
 
 struct host_store;
@@ -31,14 +47,16 @@ int host_store_create(struct host_store **store, const struct host_store_options
 /* Nobody may still be reading what it gave out. NULL is allowed. */
 void host_store_destroy(struct host_store *store);
 
-/* Notes that a lasting weight passes; returns its elements as the device wants them (weights.h), or
- * NULL if it has not been copied. One thread only. */
-const void *host_store_find(struct host_store *store, const struct weight_copy *copy);
+/* NULL: it is not pinned. Any thread. */
+const struct host_weight *host_store_find(struct host_store *store, const struct weight_copy *copy);
+
+/* A lasting weight has passed that the store did not have, and was found to be good. Any thread. */
+void host_store_passed(struct host_store *store, const struct weight_copy *copy);
 
 /* Pinned so far. Any thread. */
 uint64_t host_store_bytes(const struct host_store *store);
 
-/* Waits until nothing that is wanted could still be copied (for tests). */
+/* Waits until nothing that is wanted could still be pinned (for tests). */
 void host_store_settle(struct host_store *store);
 
 /* What this machine can spare: of the memory that could be had without swapping, all but a quarter

@@ -18,7 +18,7 @@ struct command {
     enum command_kind kind;
     uint64_t number; /* of a ticket, a point or a mark */
     struct weight_copy copy;
-    const void *kept; /* the copy's weights, ready in pinned memory, or NULL: fill slots */
+    const struct host_weight *kept; /* what the host store has of it, or NULL: fill slots */
 };
 
 /* What goes through one slot. */
@@ -154,6 +154,18 @@ static void piece_sent(struct staging *s)
     pthread_mutex_unlock(&s->lock);
 }
 
+static void kept_send(struct staging *s, char *target, const struct host_weight *weight)
+{
+    const struct staging_device *device = &s->options.device;
+
+    for (size_t i = 0; i < sizeof weight->piece / sizeof *weight->piece; i++) {
+        if (weight->piece[i].bytes > 0)
+            device->send(device->owner, STAGING_KEPT, target, weight->piece[i].data,
+                         weight->piece[i].bytes);
+        target += weight->piece[i].bytes;
+    }
+}
+
 static void copy_send(struct staging *s, const struct command *command)
 {
     const struct staging_device *device = &s->options.device;
@@ -165,7 +177,7 @@ static void copy_send(struct staging *s, const struct command *command)
     bool good = true;
 
     if (command->kept != NULL) {
-        device->send(device->owner, STAGING_KEPT, target, command->kept, (size_t)n * each);
+        kept_send(s, target, command->kept);
         return;
     }
     for (int64_t first = 0; first < n; first += count) {
@@ -179,6 +191,8 @@ static void copy_send(struct staging *s, const struct command *command)
     }
     if (!good)
         device->bad_weights(device->owner, copy);
+    else if (s->options.store != NULL && copy->lasting)
+        host_store_passed(s->options.store, copy);
 }
 
 static struct command *command_take(struct staging *s)

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "engine/cuda/cuda.h"
 #include "engine/cuda/weights.h"
@@ -179,20 +180,35 @@ static void stage_bad_weights(void *owner, const struct weight_copy *copy)
 
 /* ---- what the host store asks ---- */
 
-static void *store_pin(void *owner, size_t bytes)
+/* What can't be had is no fault: weights go on passing through the slots. */
+
+static void *store_allocate(void *owner, size_t bytes)
 {
     void *memory = NULL;
 
-    if (cudaHostAlloc(&memory, bytes, cudaHostAllocDefault) != cudaSuccess) {
-        cudaGetLastError(); /* weights go on passing through the slots */
-        return NULL;
-    }
-    return memory;
+    if (cudaHostAlloc(&memory, bytes, cudaHostAllocDefault) == cudaSuccess)
+        return memory;
+    cudaGetLastError();
+    return NULL;
 }
 
-static void store_unpin(void *owner, void *memory)
+static void store_release(void *owner, void *memory)
 {
     cudaFreeHost(memory);
+}
+
+/* Files are mapped to be read only, which not every system can pin. */
+static bool store_pin(void *owner, const void *pages, size_t bytes)
+{
+    if (cudaHostRegister((void *)pages, bytes, cudaHostRegisterReadOnly) == cudaSuccess)
+        return true;
+    cudaGetLastError();
+    return false;
+}
+
+static void store_unpin(void *owner, const void *pages)
+{
+    cudaHostUnregister((void *)pages);
 }
 
 static uint64_t store_spare(void *owner)
@@ -215,10 +231,14 @@ int transfer_open(struct cuda_backend *cuda, struct error *err)
 {
     struct host_store_options store = {.owner = cuda,
                                        .begin = stage_begin,
+                                       .allocate = store_allocate,
+                                       .release = store_release,
                                        .pin = store_pin,
                                        .unpin = store_unpin,
                                        .spare = store_spare,
-                                       .chunk_bytes = CUDA_STORE_CHUNK_BYTES};
+                                       .chunk_bytes = CUDA_STORE_CHUNK_BYTES,
+                                       .in_place_bytes = CUDA_STORE_IN_PLACE_BYTES,
+                                       .page_bytes = (size_t)sysconf(_SC_PAGESIZE)};
     struct staging_options options = {
         .device = {.owner = cuda,
                    .begin = stage_begin,

@@ -18,6 +18,13 @@ static inline int64_t weights_grain(const struct weight_copy *copy)
     return copy->layout == WEIGHT_CONV ? copy->cols : 1;
 }
 
+/* Whether the file holds the elements just as the device wants them. */
+static inline bool weights_as_stored(const struct weight_copy *copy)
+{
+    return copy->source_dtype == DTYPE_BF16 &&
+           (copy->layout == WEIGHT_MATRIX || copy->layout == WEIGHT_BIAS);
+}
+
 /* Writes elements first … first + count − 1 of the target to `piece` (host memory), rounded to
  * nearest even where bf16 is narrower. The source may lie at any byte. False if one of them is not
  * a finite number, also when only bf16 can't hold it. */

@@ -265,14 +265,23 @@ static void test_damaged(void)
     EXPECT(stream.bad == 1 && strcmp(stream.bad_name, "bad") == 0);
 }
 
-static void *store_pin(void *owner, size_t bytes)
+static void *store_allocate(void *owner, size_t bytes)
 {
     return malloc(bytes);
 }
 
-static void store_unpin(void *owner, void *memory)
+static void store_release(void *owner, void *memory)
 {
     free(memory);
+}
+
+static bool store_pin(void *owner, const void *pages, size_t bytes)
+{
+    return true;
+}
+
+static void store_unpin(void *owner, const void *pages)
+{
 }
 
 static uint64_t store_spare(void *owner)
@@ -290,8 +299,15 @@ static void test_kept(void)
     enum { N = 1000, ROUNDS = 50 };
     static uint16_t source[N], lasting[N], passing[N];
     static char memory[SLOTS * 64];
-    struct host_store_options options = {NULL,        store_begin, store_pin,
-                                         store_unpin, store_spare, 4096};
+    struct host_store_options options = {.begin = store_begin,
+                                         .allocate = store_allocate,
+                                         .release = store_release,
+                                         .pin = store_pin,
+                                         .unpin = store_unpin,
+                                         .spare = store_spare,
+                                         .chunk_bytes = 4096,
+                                         .in_place_bytes = 1024,
+                                         .page_bytes = 256};
     struct host_store *store = NULL;
     struct stream stream;
     struct error err;
@@ -324,7 +340,7 @@ static void test_kept(void)
     int kept = 0;
     for (int i = 0; i < stream.count; i++)
         kept += stream.events[i] == 'k';
-    EXPECT(kept == ROUNDS - 2, "%d", kept);
+    EXPECT(kept >= ROUNDS - 2 && kept <= 3 * (ROUNDS - 2), "%d", kept);
     host_store_destroy(store);
 }
 

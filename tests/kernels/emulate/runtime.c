@@ -8,7 +8,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { STREAMS_MAX = 16, PINNED_MAX = 16 };
+enum { STREAMS_MAX = 16, PINNED_MAX = 4096 };
 
 struct work {
     struct work *next;
@@ -338,31 +338,53 @@ cudaError_t cudaMemcpyAsync(void *target, const void *source, size_t bytes,
     return code;
 }
 
-cudaError_t cudaHostAlloc(void **memory, size_t bytes, unsigned flags)
+static void pin(const void *memory, size_t bytes)
 {
-    *memory = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
-    if (*memory == NULL)
-        return cudaErrorMemoryAllocation;
     pthread_mutex_lock(&lock);
     for (int i = 0; i < PINNED_MAX; i++) {
         if (pinned[i].start == NULL) {
-            pinned[i].start = *memory;
+            pinned[i].start = memory;
             pinned[i].bytes = bytes;
             break;
         }
     }
     pthread_mutex_unlock(&lock);
-    return cudaSuccess;
 }
 
-cudaError_t cudaFreeHost(void *memory)
+static void unpin(const void *memory)
 {
     pthread_mutex_lock(&lock);
     for (int i = 0; i < PINNED_MAX; i++)
         if (pinned[i].start == memory)
             pinned[i].start = NULL;
     pthread_mutex_unlock(&lock);
+}
+
+cudaError_t cudaHostAlloc(void **memory, size_t bytes, unsigned flags)
+{
+    *memory = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+    if (*memory == NULL)
+        return cudaErrorMemoryAllocation;
+    pin(*memory, bytes);
+    return cudaSuccess;
+}
+
+cudaError_t cudaFreeHost(void *memory)
+{
+    unpin(memory);
     free(memory);
+    return cudaSuccess;
+}
+
+cudaError_t cudaHostRegister(void *memory, size_t bytes, unsigned flags)
+{
+    pin(memory, bytes);
+    return cudaSuccess;
+}
+
+cudaError_t cudaHostUnregister(void *memory)
+{
+    unpin(memory);
     return cudaSuccess;
 }
 
