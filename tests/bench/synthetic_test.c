@@ -55,7 +55,7 @@ static void remove_folder(const char *name)
 
 static struct checkpoint *open_component(const char *folder, const char *component)
 {
-    char path[PATH_MAX];
+    char path[2 * PATH_MAX];
     struct checkpoint *checkpoint = NULL;
     struct error err = {0};
     snprintf(path, sizeof path, "%s/%s", folder, component);
