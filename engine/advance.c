@@ -157,7 +157,7 @@ static bool settle_first(struct engine *engine)
     for (struct image *image = engine->images; image != NULL; image = image->next) {
         if (!image_active(image))
             continue;
-        if (pass_obtain(engine, image_budget(image)))
+        if (budget_watch(engine) || pass_obtain(engine, image_budget(image)))
             return true;
         error_set(&err, ENOMEM,
                   "size %dx%d with %d steps needs a vram_budget of %.2f MB at least; there are "

@@ -239,9 +239,8 @@ int engine_reserve(struct engine *engine, const struct engine_options *options, 
     int result = 0;
 
     engine->ceiling = UINT64_MAX;
-    engine->budget =
-        options->vram_budget_bytes != 0 ? options->vram_budget_bytes : budget_automatic(engine);
-    atomic_store(&engine->wanted_budget, engine->budget);
+    budget_want(engine, options->vram_budget_bytes);
+    engine->budget = budget_wanted(engine);
     if ((engine->planned != NULL ? engine_check(engine, engine->planned, err)
                                  : budget_check(engine, engine->budget, err)) != 0)
         return err->code;

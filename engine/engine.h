@@ -162,9 +162,11 @@ struct memory_run {
  * are. */
 size_t engine_memory_map(struct engine *engine, struct memory_run *runs, size_t capacity);
 
-/* Any thread; 0 is automatic. Takes effect at the next block, while images are painted: those that
- * have no room any more wait for the others, and their pictures stay the same. EINVAL when not even
- * the smallest picture fits: the text gives the smallest budget that works. */
+/* Any thread; 0 is automatic: what is free less a margin, looked at again before each round, so
+ * that it goes down when others take memory and up when they give it back. Takes effect at the next
+ * block, while images are painted: those that have no room any more wait for the others, and their
+ * pictures stay the same. EINVAL when not even the smallest picture fits: the text gives the
+ * smallest budget that works. */
 int engine_set_budget(struct engine *engine, uint64_t bytes, struct error *err);
 
 /* ---- what would be, without painting ---- */

@@ -6,13 +6,24 @@
 
 #include "engine/pipeline.h"
 
-/* Part of the free memory that an automatic budget takes. */
-#define AUTO_SHARE 0.75
+/* What an automatic budget leaves to others: a part of a card, within limits, for what they need in
+ * passing; of this machine's own memory a quarter, for the weights' files are read there too. */
+#define MARGIN_SHARE 32
+#define MARGIN_LEAST ((uint64_t)128 << 20)
+#define MARGIN_MOST ((uint64_t)1 << 30)
+#define HOST_MARGIN_SHARE 4
 
-uint64_t budget_automatic(struct engine *engine)
+/* Where the device can't tell. */
+#define USUAL_BUDGET ((uint64_t)1 << 32)
+
+/* In wanted_budget, beside the bytes: they are to follow what is free. */
+#define BUDGET_AUTOMATIC ((uint64_t)1 << 63)
+
+/* What an automatic budget would be now, and the margin that it leaves; false: nobody knows. */
+static bool look_at_device(struct engine *engine, uint64_t *bytes, uint64_t *margin)
 {
     struct page_source *pages = engine->backend->pages;
-    uint64_t free_bytes = 0, total_bytes = 0;
+    uint64_t free_bytes = 0, total_bytes = 0, ours;
     struct arena_stats stats = {0};
 
     if (engine->arena != NULL)
@@ -20,8 +31,65 @@ uint64_t budget_automatic(struct engine *engine)
     else
         stats.reserved = engine->backend->context_bytes;
     if (pages->ops->memory(pages, &free_bytes, &total_bytes) != 0)
-        return (uint64_t)1 << 32;
-    return (uint64_t)((double)(free_bytes + stats.reserved) * AUTO_SHARE);
+        return false;
+    ours = free_bytes + stats.reserved;
+    *margin = total_bytes / MARGIN_SHARE;
+    *margin = *margin < MARGIN_LEAST ? MARGIN_LEAST : *margin > MARGIN_MOST ? MARGIN_MOST : *margin;
+    if (engine->backend->host)
+        *margin = ours / HOST_MARGIN_SHARE;
+    *bytes = ours > *margin ? ours - *margin : 0;
+    return true;
+}
+
+uint64_t budget_wanted(const struct engine *engine)
+{
+    return atomic_load(&engine->wanted_budget) & ~BUDGET_AUTOMATIC;
+}
+
+void budget_want(struct engine *engine, uint64_t bytes)
+{
+    uint64_t margin, wanted = bytes;
+
+    if (bytes == 0)
+        wanted =
+            BUDGET_AUTOMATIC | (look_at_device(engine, &bytes, &margin) ? bytes : USUAL_BUDGET);
+    atomic_store(&engine->wanted_budget, wanted);
+}
+
+uint64_t budget_possible(struct engine *engine)
+{
+    uint64_t wanted = atomic_load(&engine->wanted_budget), bytes = 0, margin;
+
+    if ((wanted & BUDGET_AUTOMATIC) == 0 || !look_at_device(engine, &bytes, &margin))
+        return wanted & ~BUDGET_AUTOMATIC;
+    return bytes > (wanted & ~BUDGET_AUTOMATIC) ? bytes : wanted & ~BUDGET_AUTOMATIC;
+}
+
+/* No picture is given up for the sake of a margin. */
+static uint64_t least_wanted(const struct engine *engine)
+{
+    uint64_t least = engine->least_budget;
+
+    for (const struct image *image = engine->images; image != NULL; image = image->next)
+        if (image_active(image) && image_budget(image) > least)
+            least = image_budget(image);
+    return least;
+}
+
+bool budget_watch(struct engine *engine)
+{
+    uint64_t before = atomic_load(&engine->wanted_budget), bytes, margin;
+    uint64_t wanted = before & ~BUDGET_AUTOMATIC, least = least_wanted(engine);
+
+    if (wanted == before || !look_at_device(engine, &bytes, &margin))
+        return false;
+    bytes = bytes > least ? bytes : least;
+    /* Half of the margin may be taken, and twice as much be free, before anything is done. */
+    if (bytes + margin / 2 >= wanted && bytes <= wanted + margin)
+        return false;
+    /* Unless another was set just now. */
+    return atomic_compare_exchange_strong(&engine->wanted_budget, &before,
+                                          bytes | BUDGET_AUTOMATIC);
 }
 
 void memory_charge_context(struct engine *engine)
@@ -94,11 +162,9 @@ size_t engine_memory_map(struct engine *engine, struct memory_run *runs, size_t 
 
 int engine_set_budget(struct engine *engine, uint64_t bytes, struct error *err)
 {
-    if (bytes == 0)
-        bytes = budget_automatic(engine);
-    if (budget_check(engine, bytes, err) != 0)
+    if (bytes != 0 && budget_check(engine, bytes, err) != 0)
         return err->code;
-    atomic_store(&engine->wanted_budget, bytes);
+    budget_want(engine, bytes);
     return 0;
 }
 

@@ -99,9 +99,9 @@ int pass_open(struct engine *engine, struct block_list *list, uint64_t workspace
     return plan_weights(engine, list, err);
 }
 
-static uint64_t budget_wanted(const struct engine *engine)
+static uint64_t budget_allowed(const struct engine *engine)
 {
-    uint64_t wanted = atomic_load(&engine->wanted_budget);
+    uint64_t wanted = budget_wanted(engine);
 
     return wanted < engine->ceiling ? wanted : engine->ceiling;
 }
@@ -113,7 +113,7 @@ static int change_budget(struct engine *engine, struct error *err)
     struct block_list *list = engine->offload.pass;
 
     offload_end(&engine->offload);
-    engine->budget = budget_wanted(engine);
+    engine->budget = budget_allowed(engine);
     arena_set_budget(engine->arena, engine->budget);
     return plan_weights(engine, list, err);
 }
@@ -121,14 +121,13 @@ static int change_budget(struct engine *engine, struct error *err)
 /* Memory that the device could not give may be there again. */
 static void lift_ceiling(struct engine *engine)
 {
-    if (engine->ceiling < atomic_load(&engine->wanted_budget) &&
-        engine_now(engine) > engine->ceiling_until_s)
+    if (engine->ceiling < budget_wanted(engine) && engine_now(engine) > engine->ceiling_until_s)
         engine->ceiling = UINT64_MAX;
 }
 
 bool pass_obtain(struct engine *engine, uint64_t bytes)
 {
-    uint64_t wanted = atomic_load(&engine->wanted_budget);
+    uint64_t wanted = budget_wanted(engine);
 
     if (engine->ceiling >= wanted || bytes > wanted)
         return false;
@@ -145,11 +144,12 @@ bool pass_obtain(struct engine *engine, uint64_t bytes)
 
 void pass_budget(struct engine *engine)
 {
+    (void)budget_watch(engine);
     lift_ceiling(engine);
-    if (budget_wanted(engine) == engine->budget)
+    if (budget_allowed(engine) == engine->budget)
         return;
     pass_close(engine);
-    engine->budget = budget_wanted(engine);
+    engine->budget = budget_allowed(engine);
     arena_set_budget(engine->arena, engine->budget);
 }
 
@@ -164,7 +164,7 @@ int pass_block(struct engine *engine, size_t i, bool wrap, struct error *err)
 {
     int result = 0;
 
-    if (budget_wanted(engine) != engine->budget)
+    if (budget_allowed(engine) != engine->budget)
         result = change_budget(engine, err);
     if (result == 0) {
         timeline_begin(&engine->timeline, engine->offload.pass->blocks[i]->kind);

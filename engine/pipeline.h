@@ -68,7 +68,7 @@ struct engine {
     double lane_s;           /* of computing, for one side of the guidance of an image, in a step */
     _Atomic uint64_t resident_blocks,
         streamed_blocks;            /* of the step pass, as planned; any thread */
-    _Atomic uint64_t wanted_budget; /* by engine_set_budget; any thread */
+    _Atomic uint64_t wanted_budget; /* as memory.c has it; any thread */
     uint64_t budget;                /* in force; the worker's */
     uint64_t charged_bytes;         /* what the context is known to take; the worker's */
     uint64_t ceiling; /* what the device gave when it gave no more; the worker's, as the next two */
@@ -135,7 +135,14 @@ struct tensor memory_place(uintptr_t base, uint64_t *at, enum dtype dtype, int64
                            int64_t cols);
 
 /* ---- memory.c ---- */
-uint64_t budget_automatic(struct engine *engine);
+/* The budget that is to be in force. Any thread. */
+uint64_t budget_wanted(const struct engine *engine);
+/* Wants so many bytes; 0: what is free less a margin, from now on watched. Any thread. */
+void budget_want(struct engine *engine, uint64_t bytes);
+/* What budget_wanted may become at the next look. Any thread. */
+uint64_t budget_possible(struct engine *engine);
+/* Looks at what is free, if the budget follows it; whether another is wanted now. */
+bool budget_watch(struct engine *engine);
 /* Takes what the driver and libraries hold from the budget: they load code as they go on. */
 void memory_charge_context(struct engine *engine);
 int budget_check(const struct engine *engine, uint64_t bytes, struct error *err);

@@ -67,7 +67,7 @@ static double megabytes(uint64_t bytes)
 
 int engine_check(const struct engine *engine, const struct image_request *r, struct error *err)
 {
-    uint64_t least, budget = atomic_load(&engine->wanted_budget);
+    uint64_t least, budget;
     struct image image;
     int result;
 
@@ -77,6 +77,7 @@ int engine_check(const struct engine *engine, const struct image_request *r, str
     result = image_measure(&image, err);
     least = image_budget(&image);
     scratch_finish(&image.step_scratch);
+    budget = budget_possible((struct engine *)engine);
     if (result == 0 && least > budget)
         return error_set(err, ENOMEM,
                          "size %dx%d with %d steps needs a vram_budget of %.2f MB at least; it is "
