@@ -28,7 +28,7 @@ def setUpModule():
         raise unittest.SkipTest("no mount namespace can be had")
     for command in (["--make-rprivate", "/"], ["--bind", folder, PROGRAMS]):
         subprocess.run(["mount", *command], check=True)
-    unittest.addModuleCleanup(subprocess.run, ["umount", PROGRAMS], check=True)
+    unittest.addModuleCleanup(subprocess.run, ["umount", "-l", PROGRAMS], check=True)
 
 
 def wait_for_end(state):
@@ -221,7 +221,7 @@ class OrdinaryUser(unittest.TestCase):
         open(empty, "w").close()
         if os.path.exists("/etc/fuse.conf"):
             subprocess.run(["mount", "--bind", empty, "/etc/fuse.conf"], check=True)
-            self.addCleanup(subprocess.run, ["umount", "/etc/fuse.conf"], check=True)
+            self.addCleanup(subprocess.run, ["umount", "-l", "/etc/fuse.conf"], check=True)
         done = self.run_as_user("$FLUXFS -c /dev/null --model=$MODEL --allow-other $M")
         self.assertEqual(done.returncode, 1)
         self.assertIn("user_allow_other", done.stderr)
