@@ -92,8 +92,24 @@ bool budget_watch(struct engine *engine)
                                           bytes | BUDGET_AUTOMATIC);
 }
 
+/* The back end may have more for its own affairs where no picture needs that. */
+static void grant_context(struct engine *engine)
+{
+    struct backend *backend = engine->backend;
+    uint64_t wanted = backend->context_wanted;
+
+    if (wanted == 0 || engine->least_budget + wanted > engine->budget)
+        return;
+    for (const struct image *image = engine->images; image != NULL; image = image->next)
+        if (image_budget(image) + wanted > engine->budget)
+            return;
+    backend->context_granted += wanted;
+    backend->context_bytes += wanted;
+}
+
 void memory_charge_context(struct engine *engine)
 {
+    grant_context(engine);
     if (engine->backend->context_bytes == engine->charged_bytes)
         return;
     engine->charged_bytes = engine->backend->context_bytes;

@@ -47,6 +47,7 @@ static int cuda_sync(struct backend *backend, struct error *err)
     cuda->error = (struct error){0};
     pthread_mutex_unlock(&cuda->lock);
     gemm_cache_save(&cuda->plans.cache);
+    transfer_tables(cuda);
     return first.code == 0 ? 0 : error_set(err, -first.code, "%s", first.text);
 }
 
@@ -212,8 +213,8 @@ void cuda_growth_end(struct cuda_backend *cuda)
         context_grow(&cuda->context, cuda->free_before);
     cuda->free_before = 0;
     code_bytes = cuda->context.grown + CUDA_OWN_CODE_BYTES;
-    cuda->base.context_bytes =
-        cuda->context.bytes + (code_bytes > CUDA_CODE_BYTES ? code_bytes : CUDA_CODE_BYTES);
+    cuda->base.context_bytes = cuda->context.bytes + cuda->base.context_granted +
+                               (code_bytes > CUDA_CODE_BYTES ? code_bytes : CUDA_CODE_BYTES);
 }
 
 static void pages_fault(void *owner, const char *call, const char *why)

@@ -22,6 +22,11 @@ enum { CUDA_SLOTS = 16, CUDA_SLOT_BYTES = 8 << 20 };
 #define CUDA_STORE_CHUNK_BYTES ((size_t)128 << 20)
 #define CUDA_STORE_IN_PLACE_BYTES ((size_t)256 << 10)
 
+/* What is pinned takes device memory too, for its page tables: 8 bytes for each page. Asked for
+ * from the engine so much at a time. */
+#define CUDA_PINNED_PER_TABLE 512
+#define CUDA_TABLES_BYTES ((uint64_t)16 << 20)
+
 /* Tickets whose place in the copy stream is known exactly; older ones count as passed a little
  * later than they are. */
 enum { CUDA_TICKETS = 64 };
@@ -59,7 +64,9 @@ struct cuda_backend {
     uint64_t holds, marks, tickets_passed;   /* the worker's thread only */
 
     pthread_mutex_t lock;
-    struct error error; /* lock: the first since the last sync */
+    struct error error;    /* lock: the first since the last sync */
+    uint64_t tables_bytes; /* lock: granted, and room has been made for them */
+    bool tables_short;     /* lock: the store would pin more if there were more */
 };
 
 static inline struct cuda_backend *cuda_of(struct backend *backend)
@@ -99,6 +106,10 @@ static inline cudaEvent_t cuda_mark_event(const struct cuda_backend *cuda, uint6
 int transfer_open(struct cuda_backend *cuda, struct error *err);
 void transfer_stop(struct cuda_backend *cuda);
 void transfer_close(struct cuda_backend *cuda);
+
+/* The worker's, at each sync: what has been granted may be used, and what is wanting is asked for.
+ */
+void transfer_tables(struct cuda_backend *cuda);
 
 /* Around whatever loads code or takes memory of its own, a library's first use of a plan above all:
  * what the device has less of afterwards is the context's. An end without a beginning does nothing;

@@ -213,7 +213,27 @@ static void store_unpin(void *owner, const void *pages)
 
 static uint64_t store_spare(void *owner)
 {
-    return host_memory_spare();
+    struct cuda_backend *cuda = owner;
+    uint64_t pinned = host_store_bytes(cuda->store), host = host_memory_spare(), tables, spare;
+
+    pthread_mutex_lock(&cuda->lock);
+    tables = cuda->tables_bytes * CUDA_PINNED_PER_TABLE;
+    spare = tables > pinned ? tables - pinned : 0;
+    /* No weight is larger than a chunk, or it passes through the slots. */
+    if (spare < CUDA_STORE_CHUNK_BYTES && spare < host)
+        cuda->tables_short = true;
+    pthread_mutex_unlock(&cuda->lock);
+    return spare < host ? spare : host;
+}
+
+void transfer_tables(struct cuda_backend *cuda)
+{
+    pthread_mutex_lock(&cuda->lock);
+    /* What was granted after the last sync has been made room for since. */
+    cuda->tables_bytes = cuda->base.context_granted;
+    cuda->base.context_wanted = cuda->tables_short ? CUDA_TABLES_BYTES : 0;
+    cuda->tables_short = false;
+    pthread_mutex_unlock(&cuda->lock);
 }
 
 /* ---- beginning and end ---- */

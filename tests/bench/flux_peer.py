@@ -102,6 +102,15 @@ def encode(torch, pipe, options):
     return embeddings, min(times)
 
 
+def noise(torch, pipe, options):
+    """The same in every precision; the pipeline itself would draw other numbers in bf16."""
+    channels = pipe.transformer.config.in_channels // 4
+    height, width = options.height // 8, options.width // 8
+    drawn = torch.randn(1, channels, height, width,
+                        generator=torch.Generator('cpu').manual_seed(SEED))
+    return pipe._pack_latents(drawn, 1, channels, height, width)
+
+
 def denoise(torch, pipe, options, embeddings):
     """Final latents, and the time of each step."""
     clock, marks = Clock(torch, options.device), []
@@ -112,7 +121,7 @@ def denoise(torch, pipe, options, embeddings):
     latents = pipe(prompt_embeds=embeddings[0], pooled_prompt_embeds=embeddings[1],
                    width=options.width, height=options.height, num_inference_steps=options.steps,
                    guidance_scale=GUIDANCE, output_type='latent', callback_on_step_end=mark,
-                   generator=torch.Generator('cpu').manual_seed(SEED)).images
+                   latents=noise(torch, pipe, options).to(options.device, pipe.dtype)).images
     return latents, [b - a for a, b in zip(marks, marks[1:])]
 
 

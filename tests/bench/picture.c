@@ -6,8 +6,9 @@
  *
  * backend=cpu|cuda|auto  modules=FOLDER  size=WIDTHxHEIGHT  steps=N  runs=N  threads=N
  * budget_mb=N  same=1 (all runs the same prompt, whose embedding is then kept)
- * jobs=N (pictures at once, which the weights serve together; times are those of the first one,
- * which they share, but for its steps: these are for each picture)
+ * jobs=N (pictures started at once, which the weights serve together as far as there is memory;
+ * times are those of the first one but for the steps': from the first step of any to the last one
+ * of all, for each picture and step)
  * json=1 (a line of JSON for each run and one for the end)  latents=FILE (fp32, of the last run)
  */
 #include <errno.h>
@@ -145,23 +146,40 @@ static int start_all(struct engine *engine, const struct options *o, int run, st
     return 0;
 }
 
-static bool any_active(const struct options *o, struct image *const *images)
+static bool any_in(const struct options *o, struct image *const *images, enum image_phase first,
+                   enum image_phase last)
 {
     for (int i = 0; i < o->jobs; i++)
-        if (image_phase(images[i]) < IMAGE_DONE)
+        if (image_phase(images[i]) >= first && image_phase(images[i]) <= last)
             return true;
     return false;
+}
+
+static bool all_denoised(const struct options *o, struct image *const *images)
+{
+    for (int i = 0; i < o->jobs; i++)
+        if (images[i]->step < o->steps)
+            return false;
+    return true;
 }
 
 static int paint(struct engine *engine, const struct options *o, int run, struct error *err)
 {
     struct image *images[MOST_JOBS] = {0};
     bool last = run + 1 == o->runs, saved = false;
+    double start = engine_now(engine), stepping = 0, stepped = 0;
     struct image_timing t;
-    double start = engine_now(NULL);
 
     if (start_all(engine, o, run, images, err) == 0) {
-        while (any_active(o, images) && engine_advance(engine, err) == 0) {
+        while (any_in(o, images, IMAGE_WAITING, IMAGE_DECODE)) {
+            double before = engine_now(engine);
+
+            if (engine_advance(engine, err) != 0)
+                break;
+            if (stepping == 0 && any_in(o, images, IMAGE_DENOISE, IMAGE_DENOISE))
+                stepping = before;
+            if (stepped == 0 && all_denoised(o, images))
+                stepped = engine_now(engine);
             if (o->latents != NULL && last && !saved && images[0]->step == o->steps) {
                 saved = true;
                 if (save_latents(o, images[0], err) != 0)
@@ -169,8 +187,9 @@ static int paint(struct engine *engine, const struct options *o, int run, struct
             }
         }
         image_timing(images[0], &t);
-        t.step_s /= o->jobs;
-        print_run(o, run, engine_now(NULL) - start, &t);
+        if (o->jobs > 1)
+            t.step_s = (stepped - stepping) / ((double)o->steps * o->jobs);
+        print_run(o, run, engine_now(engine) - start, &t);
     }
     for (int i = 0; i < o->jobs; i++) {
         if (images[i] != NULL && err->code == 0)
@@ -188,12 +207,13 @@ static void print_end(const struct options *o, struct engine *engine, double ope
     if (o->json) {
         printf("{\"device\": \"%s\", \"opened_s\": %.3f, \"budget_bytes\": %llu, \"peak_bytes\": "
                "%llu, "
-               "\"device_used_bytes\": %llu, \"resident_blocks\": %llu, \"streamed_blocks\": %llu, "
-               "\"kinds\": {",
+               "\"device_used_bytes\": %llu, \"pinned_bytes\": %llu, \"resident_blocks\": %llu, "
+               "\"streamed_blocks\": %llu, \"kinds\": {",
                engine_info(engine)->device_name, opened_s, (unsigned long long)m.budget,
                (unsigned long long)m.peak_reserved,
                (unsigned long long)(m.device_total - m.device_free),
-               (unsigned long long)m.resident_blocks, (unsigned long long)m.streamed_blocks);
+               (unsigned long long)m.pinned_bytes, (unsigned long long)m.resident_blocks,
+               (unsigned long long)m.streamed_blocks);
         for (int i = 0; i < TIMELINE_KINDS && engine->timeline.kinds[i].kind != NULL; i++) {
             const struct timeline_kind *k = &engine->timeline.kinds[i];
             printf("%s\"%s\": [%llu, %.4f, %.4f]", i > 0 ? ", " : "", k->kind,
@@ -209,9 +229,11 @@ static void print_end(const struct options *o, struct engine *engine, double ope
                k->sums.compute_s / (double)k->blocks * 1e3,
                k->sums.wait_s / (double)k->blocks * 1e3);
     }
-    printf("peak %.1f MB of %.1f MB, %llu blocks resident, %llu streamed\n",
+    printf("peak %.1f MB of %.1f MB, %llu blocks resident, %llu streamed; %.1f MB of the host's "
+           "memory pinned\n",
            (double)m.peak_reserved / 1e6, (double)m.budget / 1e6,
-           (unsigned long long)m.resident_blocks, (unsigned long long)m.streamed_blocks);
+           (unsigned long long)m.resident_blocks, (unsigned long long)m.streamed_blocks,
+           (double)m.pinned_bytes / 1e6);
 }
 
 int main(int argc, char **argv)
