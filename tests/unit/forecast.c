@@ -237,7 +237,7 @@ static void test_machine(const char *mini, uint64_t budget)
         EXPECT(f.component[i] == watch.memory.component[i], "%s: %llu, the engine has %llu",
                memory_component_name((enum memory_component)i), (unsigned long long)f.component[i],
                (unsigned long long)watch.memory.component[i]);
-    EXPECT(f.rates.flops > 1e8 && f.rates.link_bytes > 1e6 && isfinite(f.step_s) && f.step_s > 0);
+    EXPECT(f.rates.flops > 1e6 && f.rates.link_bytes > 1e5 && isfinite(f.step_s) && f.step_s > 0);
     /* Here copies and computing take turns. */
     EXPECT(f.step_s >= 0.99 * (f.step_compute_s + f.step_copy_s));
     free(f.map);
