@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/model/text.h"
 #include "engine/pipeline.h"
 
 /* One prompt on its way. */
@@ -291,6 +292,72 @@ static void collect(struct round *round)
             image->served = true;
             image->phase = IMAGE_TEXT;
         }
+    for (size_t i = 0; i < round->engine->expected_count; i++)
+        if (!round->engine->expected[i]->ready)
+            add_prompt(round, round->engine->expected[i]);
+}
+
+/* Prompts of active images that are not embedded yet, each once. */
+static size_t prompts_needed(const struct engine *engine)
+{
+    const struct embedding *needed[PASS_LANES];
+    size_t count = 0;
+
+    for (const struct image *image = engine->images; image != NULL; image = image->next)
+        for (int b = 0; image_active(image) && b < image->branch_count; b++) {
+            const struct embedding *embedding = image->branches[b].embedding;
+            bool known = embedding->ready;
+
+            for (size_t i = 0; i < count; i++)
+                known |= needed[i] == embedding;
+            if (!known && count < PASS_LANES)
+                needed[count++] = embedding;
+        }
+    return count;
+}
+
+static uint64_t missing_bytes(const struct block_list *list)
+{
+    uint64_t bytes = 0;
+
+    for (size_t i = 0; i < list->count; i++)
+        bytes += list->blocks[i]->memory == NULL ? list->blocks[i]->bytes : 0;
+    return bytes;
+}
+
+size_t engine_wanted_prompts(const struct engine *engine)
+{
+    const struct timeline_sums *sums = &engine->timeline.sums;
+    uint64_t missing = missing_bytes(&engine->clip.blocks) + missing_bytes(&engine->t5.blocks);
+    double rate = sums->copy_bytes > 0 ? sums->copy_s / (double)sums->copy_bytes : 0;
+    size_t needed = prompts_needed(engine), wanted = needed;
+
+    if (needed == 0 || engine->prompt_s <= 0)
+        return 0;
+    while (wanted < PASS_LANES && (double)missing * rate > 1.1 * engine->prompt_s * (double)wanted)
+        wanted++;
+    return wanted - needed;
+}
+
+void engine_expect(struct engine *engine, const char *const *prompts, size_t count)
+{
+    struct error ignored;
+    size_t before = engine->expected_count;
+    struct embedding *released[PASS_LANES];
+
+    memcpy(released, engine->expected, sizeof released);
+    engine->expected_count = 0;
+    for (size_t i = 0; i < count && engine->expected_count < PASS_LANES; i++) {
+        struct embedding *embedding = NULL;
+
+        /* Another's prompt must not be what a picture fails for. */
+        if (text_check(prompts[i], strlen(prompts[i]), &ignored) == 0)
+            embedding = embeddings_hold(&engine->embeddings, prompts[i]);
+        if (embedding != NULL)
+            engine->expected[engine->expected_count++] = embedding;
+    }
+    for (size_t i = 0; i < before; i++)
+        embedding_release(&engine->embeddings, released[i]);
 }
 
 static size_t larger(size_t a, size_t b)
@@ -304,6 +371,7 @@ int encode_round(struct engine *engine, struct error *err)
     struct encoder clip = clip_encoder(engine), t5 = t5_encoder(engine);
     size_t positions = (size_t)engine->clip.config.positions;
     size_t tokens = (size_t)engine->info.max_tokens;
+    double before = engine->timeline.sums.compute_s;
     int result = 0;
 
     collect(&round);
@@ -317,8 +385,10 @@ int encode_round(struct engine *engine, struct error *err)
         result = run_encoder(&round, &clip, err);
     if (result == 0)
         result = run_encoder(&round, &t5, err);
-    for (size_t l = 0; result == 0 && !all_cancelled(&round) && l < round.count; l++)
+    for (size_t l = 0; result == 0 && !all_cancelled(&round) && l < round.count; l++) {
         round.lanes[l].embedding->ready = true;
+        engine->prompt_s = (engine->timeline.sums.compute_s - before) / (double)round.count;
+    }
     free(round.host);
     free(round.ids);
     return result;

@@ -114,6 +114,14 @@ int engine_advance(struct engine *engine, struct error *err);
  * does, since each pass serves all of them, but no more than there is memory for. */
 int engine_wanted_images(const struct engine *engine);
 
+/* How many prompts of those that wait the text encoders had best serve too when they run next,
+ * which they will soon; 0 if they won't. More than none only where their weights have to come
+ * anyway and computing takes less time than that. */
+size_t engine_wanted_prompts(const struct engine *engine);
+/* Prompts that pictures will be started with soon, the next first; those told before are forgotten.
+ * Their embeddings are remembered if the text encoders run meanwhile; a picture is the same. */
+void engine_expect(struct engine *engine, const char *const *prompts, size_t count);
+
 enum image_phase image_phase(const struct image *image);
 int image_error(const struct image *image, struct error *err); /* why it is IMAGE_FAILED */
 const uint8_t *

@@ -208,6 +208,27 @@ static int paint_one(struct forecast_run *run, const char *prompt, double *secon
     return result;
 }
 
+static void name_prompt(char *prompt, size_t size, int job)
+{
+    snprintf(prompt, size, "waiting %d", job);
+}
+
+/* The text encoders may serve some that are not started yet, too. */
+static void expect_more(struct forecast_run *run)
+{
+    char names[PASS_LANES][32];
+    const char *prompts[PASS_LANES];
+    size_t wanted = engine_wanted_prompts(run->engine), count = 0;
+
+    while (count < wanted && count < PASS_LANES && run->started + (int)count < run->jobs) {
+        name_prompt(names[count], sizeof names[count], run->started + (int)count);
+        prompts[count] = names[count];
+        count++;
+    }
+    if (count > 0)
+        engine_expect(run->engine, prompts, count);
+}
+
 /* Starts as many of those that wait as the engine wants, as the daemon does. */
 static int start_more(struct forecast_run *run, struct error *err)
 {
@@ -218,11 +239,12 @@ static int start_more(struct forecast_run *run, struct error *err)
     while (run->started < run->jobs && active_count(run) < engine_wanted_images(run->engine)) {
         struct image **image = &run->images[run->started];
 
-        snprintf(prompt, sizeof prompt, "waiting %d", run->started);
+        name_prompt(prompt, sizeof prompt, run->started);
         if (image_start(image, run->engine, &request, NULL, err) != 0)
             return err->code;
         run->started++;
     }
+    expect_more(run);
     return 0;
 }
 

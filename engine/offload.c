@@ -367,7 +367,6 @@ static void block_load(struct offload *offload, size_t j, uintptr_t address)
     block_fill(block, offload->backend);
     timeline_copy_end(offload->timeline);
     block->ticket = offload->backend->ops->copy_ticket(offload->backend);
-    offload->stats.copied_bytes += block->bytes;
 }
 
 static void load_into(struct offload *offload, int slot, size_t j)

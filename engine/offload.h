@@ -22,7 +22,6 @@ enum { OFFLOAD_LISTS = 8 };
 struct offload_stats {
     uint64_t resident, streamed; /* blocks, by the plan of the present pass */
     uint64_t streamed_bytes;     /* of those, in each run of it */
-    uint64_t copied_bytes;       /* to the device, since the start */
     uint64_t evictions;
 };
 

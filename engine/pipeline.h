@@ -35,6 +35,9 @@ enum { MODULATION_STEPS = 32 };
 
 enum { ENGINE_WARNING_BYTES = 320 };
 
+/* Prompts or images that one pass serves. */
+enum { PASS_LANES = 8 };
+
 struct engine {
     struct engine_info info;
     char model_name[128], warning[ENGINE_WARNING_BYTES];
@@ -57,6 +60,8 @@ struct engine {
     struct sampler_config sampler;
 
     struct embeddings embeddings;
+    struct embedding *expected[PASS_LANES]; /* prompts that wait */
+    size_t expected_count;
     struct image *images; /* in the order they were started */
 
     struct scratch clip_scratch, t5_scratch; /* plans */
@@ -65,6 +70,7 @@ struct engine {
     uint64_t workspace_bytes;
 
     uint64_t streamed_bytes; /* in each step, as planned */
+    double prompt_s;         /* of computing, for one prompt in the text encoders */
     double lane_s;           /* of computing, for one side of the guidance of an image, in a step */
     _Atomic uint64_t resident_blocks,
         streamed_blocks;            /* of the step pass, as planned; any thread */
@@ -215,9 +221,6 @@ struct compute pass_compute(const struct engine *engine, struct scratch *scratch
 struct compute pass_rehearsal(const struct engine *engine, struct scratch *scratch);
 /* A planned scratch placed in the present workspace, at its start. Borrows the plan's buffers. */
 struct scratch pass_cursor(const struct engine *engine, const struct scratch *plan);
-
-/* Prompts or images that one pass serves. */
-enum { PASS_LANES = 8 };
 
 /* ---- encode.c: prompts through the text encoders ---- */
 

@@ -201,13 +201,52 @@ static bool job_take(struct worker *worker)
     return true;
 }
 
+enum { EXPECTED_PROMPTS = 8 };
+
+/* While the text encoders run for what was just started, they may serve the next in the queue. */
+static void jobs_expect(struct worker *worker)
+{
+    struct job_info infos[EXPECTED_PROMPTS];
+    struct job jobs[EXPECTED_PROMPTS];
+    const char *prompts[2 * EXPECTED_PROMPTS];
+    size_t wanted = engine_wanted_prompts(worker->engine), waiting, loaded = 0, count = 0;
+    struct queue_counts counts;
+    struct error err;
+
+    if (wanted == 0) {
+        return;
+    }
+    queue_counts(worker->options.queue, &counts);
+    waiting = queue_order(worker->options.queue, counts.state[JOB_RUNNING], infos,
+                          wanted < EXPECTED_PROMPTS ? wanted : EXPECTED_PROMPTS);
+    for (size_t i = 0; i < waiting && count < wanted; i++) {
+        struct job *job = &jobs[loaded];
+        if (infos[i].state != JOB_WAITING ||
+            queue_load(worker->options.queue, infos[i].id, job, &err) != 0) {
+            continue;
+        }
+        loaded++;
+        prompts[count++] = job->prompt.text;
+        if (job->prompt.values.true_cfg != 1) {
+            prompts[count++] = job->prompt.negative;
+        }
+    }
+    engine_expect(worker->engine, prompts, count);
+    for (size_t i = 0; i < loaded; i++) {
+        job_finish(&jobs[i]);
+    }
+}
+
 void jobs_take(struct worker *worker)
 {
-    int active = jobs_active(worker);
+    int active = jobs_active(worker), before = active;
 
     while (active < BOARD_IMAGES && active < engine_wanted_images(worker->engine) &&
            job_take(worker)) {
         active = jobs_active(worker);
+    }
+    if (active > before) {
+        jobs_expect(worker);
     }
 }
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 
-from mount import PATIENCE, PATIENCE_MS, SEED, MountTest, run, wait_for
+from mount import PATIENCE, PATIENCE_MS, SEED, Mount, MountTest, run, wait_for
 
 
 class Jobs(MountTest):
@@ -52,6 +52,20 @@ class Jobs(MountTest):
                          rf"^job {job} step \d+/20 block \d/7 \w+ \w+, \d+ %, \d+\.\d s left\n$")
         self.assertRegex(self.mount.read("jobs", str(job), "progress"), rf"^job {job} step")
         self.assertEqual(self.state(job), "running")
+
+    def test_prompts_that_wait_share_the_text_encoders(self):
+        made = Mount(environment={"FLUXFS_FAKE_PROMPTS": "2", "FLUXFS_FAKE_BLOCK_US": "1000"})
+        self.addCleanup(made.clean)
+        made.write("1\n", "control", "pause")
+        for words in ("a fox", "an owl", "a hare", "a bear"):
+            made.prompt(words + " --seed 1\n")
+        made.write("0\n", "control", "pause")
+        spent = []
+        for job in range(1, 5):
+            self.assertEqual(made.wait(job), "done")
+            timing = dict(line.split() for line in made.read("jobs", str(job), "timing").splitlines())
+            spent.append(float(timing["text_s"]))
+        self.assertEqual([seconds > 0 for seconds in spent], [True, False, False, True], spent)
 
     def test_failed_job(self):
         job = self.mount.prompt("a [fail] fox\n")[0]

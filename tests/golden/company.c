@@ -231,7 +231,7 @@ static int paint_queue(struct engine *engine)
 /* Copying the weights of a step takes so many times as long as computing with them. */
 static int wanted_at(struct engine *engine, double copy_share)
 {
-    double steps = (double)engine->offload.stats.copied_bytes / (double)engine->streamed_bytes;
+    double steps = (double)engine->timeline.sums.copy_bytes / (double)engine->streamed_bytes;
 
     engine->timeline.sums.copy_s = copy_share * steps * engine->lane_s;
     return engine_wanted_images(engine);
@@ -264,6 +264,65 @@ static void test_slow_link(uint64_t least)
     EXPECT(most >= 3, "%d active", most);
     engine_close(engine);
 }
+
+/* Prompts that wait go through the text encoders with one that is painted, if there is room, and
+ * never by themselves; their pictures need no encoders then, and have the same bits. */
+static void test_expected(uint64_t budget)
+{
+    struct engine *engine = open_engine(budget);
+    const char *prompts[] = {request_of(2).prompt, "\xff is no text", request_of(1).prompt,
+                             request_of(2).prompt, ""};
+    struct image *image;
+
+    engine_expect(engine, prompts, 5);
+    EXPECT(engine->expected_count == 4 && engine_wanted_prompts(engine) == 0);
+    EXPECT(engine_advance(engine, &err) == 0 && !engine->expected[0]->ready);
+    image = start(engine, 0, NULL);
+    EXPECT(run(engine) == 0 && same(0, image));
+    image_finish(image);
+    if (budget == 0) {
+        engine_expect(engine, NULL, 0);
+        for (int i = 1; i <= 2; i++) {
+            image = start(engine, i, NULL); /* the first has the negative prompt "" */
+            EXPECT(!encode_needed(image));
+            EXPECT(run(engine) == 0 && same(i, image) && image->timing.text_s == 0);
+            image_finish(image);
+        }
+    }
+    image = start(engine, 3, NULL);
+    EXPECT(encode_needed(image) && run(engine) == 0 && same(3, image));
+    image_finish(image);
+    engine_close(engine);
+}
+
+/* As many prompts as make up for the weights that must come: none where they are there. */
+static void test_wanted_prompts(uint64_t least)
+{
+    struct engine *engine = open_engine(least);
+    struct image *image = start(engine, 0, NULL), *other;
+    uint64_t weights = 0;
+
+    EXPECT(engine_wanted_prompts(engine) == 0, "nothing is known yet");
+    EXPECT(run(engine) == 0 && engine->prompt_s > 0);
+    EXPECT(engine_wanted_prompts(engine) == 0, "nobody needs the encoders");
+    other = start(engine, 2, NULL);
+    offload_drop(&engine->offload);
+    for (size_t i = 0; i < engine->clip.blocks.count; i++)
+        weights += engine->clip.blocks.blocks[i]->bytes;
+    for (size_t i = 0; i < engine->t5.blocks.count; i++)
+        weights += engine->t5.blocks.blocks[i]->bytes;
+    engine->timeline.sums.copy_bytes = weights;
+    engine->timeline.sums.copy_s = 3 * engine->prompt_s;
+    EXPECT(engine_wanted_prompts(engine) == 2, "%zu", engine_wanted_prompts(engine));
+    engine->timeline.sums.copy_s = engine->prompt_s;
+    EXPECT(engine_wanted_prompts(engine) == 0);
+    engine->timeline.sums.copy_s = 100 * engine->prompt_s;
+    EXPECT(engine_wanted_prompts(engine) == PASS_LANES - 1);
+    image_finish(image);
+    image_finish(other);
+    engine_close(engine);
+}
+
 int main(int argc, char **argv)
 {
     uint64_t least = company_begin(argc, argv);
@@ -276,5 +335,8 @@ int main(int argc, char **argv)
     test_lowered_budget();
     test_cancel();
     test_slow_link(least);
+    test_expected(0);
+    test_expected(least);
+    test_wanted_prompts(least);
     return company_end();
 }

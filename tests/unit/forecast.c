@@ -136,6 +136,18 @@ static void test_company(const char *configs)
     free(f.map);
 }
 
+/* Where the steps' weights stay and the text encoders' do not, prompts that wait share these. */
+static void test_prompts(const char *configs)
+{
+    struct engine_forecast f;
+
+    if (!EXPECT(foretell(&f, configs, 20 * GIB, 4) == 0, "%s", err.text))
+        return;
+    EXPECT(f.together == 1 && f.together_s < f.picture_s - 0.5 * f.text_s,
+           "%g s each, %g alone, of which %g for the text", f.together_s, f.picture_s, f.text_s);
+    free(f.map);
+}
+
 /* Link and card about equally busy: there the plan needs figures, and has them after a step. */
 static void test_figures(const char *configs)
 {
@@ -255,6 +267,7 @@ int main(int argc, char **argv)
         return test_skip("usage: forecast CONFIGS MINI");
     test_budgets(argv[1]);
     test_company(argv[1]);
+    test_prompts(argv[1]);
     test_figures(argv[1]);
     test_bad_devices(argv[1]);
     test_machine(argv[2], 0);
