@@ -119,7 +119,7 @@ class Run:
                       for part, config in self.configs.items()}
 
     def _load(self):
-        self.say(f'going on from {self.to}: {self.state["minutes"]} minutes done')
+        self.say(f'going on: {self.state["minutes"]} minutes done')
         for name in ('tokenizer', 'tokenizer_2'):
             shutil.copytree(f'{self.to}/{name}', f'{self.scratch}/{name}')
         self.parts, self.configs = {}, {}
