@@ -417,6 +417,7 @@ int offload_acquire(struct offload *offload, size_t i, bool wrap, struct error *
 {
     const struct block_list *pass = offload->pass;
     size_t next = i + 1 < pass->count ? i + 1 : wrap ? 0 : i;
+    struct error early;
     int slot;
 
     offload->in_use = pass->blocks[i];
@@ -424,9 +425,10 @@ int offload_acquire(struct offload *offload, size_t i, bool wrap, struct error *
     offload->slots.wrap = wrap;
     if (pass->blocks[i]->memory == NULL && load(offload, i, err) != 0)
         return err->code;
+    /* Early: where a block in use that another plan left there takes its room, in its turn. */
     if (pass->blocks[next]->memory == NULL && offload->resident[next] &&
-        load(offload, next, err) != 0)
-        return err->code;
+        load(offload, next, &early) != 0 && early.code != -ENOMEM)
+        return error_set(err, -early.code, "%s", early.text);
     while (ring_next(&offload->slots, i, &next, &slot))
         load_into(offload, slot, next);
     offload->backend->ops->copy_wait(offload->backend, pass->blocks[i]->ticket);
