@@ -3,6 +3,7 @@
 import os
 import sys
 import unittest
+import unittest.mock
 
 sys.path.insert(0, os.environ['TRAINING'])
 try:
@@ -89,6 +90,16 @@ class Judge(unittest.TestCase):
             image = Image.fromarray(quality.painted_by_hand(scene))
             image = image.resize((192, 192), Image.BILINEAR).resize((256, 256), Image.BILINEAR)
             right.append(all(verdict(scene, judge.look(np.asarray(image))).values()))
+        self.assertGreaterEqual(sum(right), 36)
+
+    def test_sees_through_deep_shadows(self):
+        sampler = scenes.Sampler('deep', layouts={'one': 1, 'two': 1})
+        right = []
+        with unittest.mock.patch.object(draw, 'SHADOW', .57):
+            painted = [(scene, quality.painted_by_hand(scene))
+                       for scene in (sampler.scene() for _ in range(40))]
+        for scene, picture in painted:
+            right.append(all(verdict(scene, judge.look(picture)).values()))
         self.assertGreaterEqual(sum(right), 36)
 
     def test_is_no_yes_man(self):

@@ -21,6 +21,7 @@ COLOURS = list(draw.COLOURS)
 SMALLEST = .17       # of a thing, from side to side
 UNLIKE = .10         # a pixel's distance from the ground that makes it a thing's
 SHADE = (.60, 1.02)  # what shadows leave of the ground's light
+DEEP_SHADE = .50     # the same where no thing's colour could be taken for a shadow
 MASK = 40            # pixels a side of the masks that shapes are compared by
 
 
@@ -140,13 +141,27 @@ def find_ground(picture):
     return kind, colours[:shown], best_row, ground
 
 
+def darkest_shade(ground):
+    """The least that a shadow leaves of the light of each pixel of a ground [3, h, w]."""
+    _, height, width = ground.shape
+    some = ground[:, None, ::4, ::4]
+    colours = draw.PALETTE.T[..., None, None]
+    stand_out = np.abs(colours - some).max(0) > .2  # the others are never things here
+    alike = False
+    for tone in (1, .8, .6):  # as lit things have
+        share = (colours * tone * some).sum(0) / np.maximum((some * some).sum(0), 1e-3)
+        shaded = np.clip(share, DEEP_SHADE, SHADE[0]) * some
+        alike |= (stand_out & (np.abs(colours * tone - shaded).max(0) < .09)).any(0)
+    return np.where(alike, SHADE[0], DEEP_SHADE).repeat(4, 0).repeat(4, 1)[:height, :width]
+
+
 def things_mask(picture, grounds):
     """What is neither ground nor its shadow."""
     is_ground = np.zeros(picture.shape[1:], bool)
     for ground in grounds:
         share = (picture * ground).sum(0) / np.maximum((ground * ground).sum(0), 1e-3)
         shaded = np.abs(picture - share * ground).max(0) < .06
-        shaded &= (share > SHADE[0]) & (share < SHADE[1])
+        shaded &= (share > darkest_shade(ground)) & (share < SHADE[1])
         is_ground |= shaded | (np.abs(picture - ground).max(0) <= UNLIKE)
     return ~is_ground
 
@@ -191,14 +206,15 @@ def _resized(mask, size=(MASK, MASK)):
 
 @functools.cache
 def _outlines():
-    """(shape, style, mask, width, height, centre x, centre y) of every shape, filled and outlined;
-    lengths in radii."""
+    """(shape, style, mask, width, height, centre x, centre y) of every shape, filled, and outlined
+    sharply and blurred; lengths in radii."""
     on, found = draw.NumPy(None), []
     grid = (np.arange(400) / 400 * 2.4 - 1.2).astype(np.float32)
     x, y, s = grid[None, None], grid[None, :, None], np.ones(1, np.float32)
     for number, shape in enumerate(draw.SHAPES):
         d = draw.distances(on, np.array([number]), x, y, s)
-        for style, inside in (('', d < 0), ('outlined', draw.outline(d, s) < 0)):
+        band = draw.outline(d, s)
+        for style, inside in (('', d < 0), ('outlined', band < 0), ('outlined', band < .04)):
             lines, columns = np.nonzero(inside[0])
             box = [grid[columns.min()], grid[columns.max()], grid[lines.min()], grid[lines.max()]]
             mask = inside[0][lines.min():lines.max() + 1, columns.min():columns.max() + 1]
@@ -252,10 +268,14 @@ def find_ink(picture, region, centre, radius, outlined, pixel):
     things[:, 5] = radius
     seen = picture[:, lines, columns]
     errors = []
-    for shift in (-1.5, 0, 1.5):  # stripes are nothing without the right phase
+    turn = 2 * np.pi / 12 * radius / pixel  # after which stripes come again
+    for shift in (-1.5, 0, 1.5, *np.arange(1, 6) / 6 * turn):
+        some = slice(None) if abs(shift) <= 1.5 else things[:, 2] == draw.STYLES.index('striped')
         x, y = _offsets(lines, columns, (centre[0] + shift, centre[1]), pixel)
-        painted = draw.ink(draw.NumPy(None), things, sides, x, y, pixel)[:, :, 0]
-        errors.append(np.minimum(np.abs(painted - seen).max(1), .35).mean(1))
+        painted = draw.ink(draw.NumPy(None), things[some], sides[some], x, y, pixel)[:, :, 0]
+        error = np.full(len(things), np.inf)
+        error[some] = np.minimum(np.abs(painted - seen).max(1), .35).mean(1)
+        errors.append(error)
     return every[int(np.min(errors, 0).argmin())]
 
 

@@ -4,13 +4,12 @@
 directory, judged from the pixels.
 
 usage: quality.py --fluxfs BINARY [--model FOLDER] [--prompts N] [--steps N[,N …]] [--guidance G]
-                  [--first-world] [--keep FOLDER] [--vae]
+                  [--keep FOLDER] [--vae]
        quality.py --truth [--prompts N]
 
 Prints a table in Markdown. --truth judges the scenes as draw.py paints them instead: what the judge
-itself is worth. --first-world asks only for what the first embedded model was trained on: one to
-three things, no light, no words. --vae measures the autoencoder too (needs PyTorch). --keep saves
-the pictures, those with a fault under their fault's name.
+itself is worth. --vae measures the autoencoder too (needs PyTorch). --keep saves the pictures, those
+with a fault under their fault's name.
 """
 import argparse
 import os
@@ -33,15 +32,12 @@ ROWS = {'one object': ['one'], 'two objects': ['two'], 'three objects': ['three'
 SIZE = 256
 
 
-def held_out_scenes(count, first_world=False, seed=7):
+def held_out_scenes(count, seed=7):
     """Scenes never made in training, with their captions, layout after layout."""
-    layouts = {name: share for name, share in LAYOUTS.items()
-               if not first_world or name in ('one', 'two', 'three')}
-    total, found = sum(layouts.values()), []
-    speaker = scenes.Speaker(seed, plain=first_world)
-    for name, share in layouts.items():
-        sampler = scenes.Sampler(f'{seed} {name}', held_out=True, layouts={name: 1},
-                                 first_world=first_world)
+    total, found = sum(LAYOUTS.values()), []
+    speaker = scenes.Speaker(seed)
+    for name, share in LAYOUTS.items():
+        sampler = scenes.Sampler(f'{seed} {name}', held_out=True, layouts={name: 1})
         for _ in range(round(count * share / total)):
             scene = sampler.scene()
             found.append((scene, speaker.caption(scene)))
@@ -115,12 +111,11 @@ def main():
     parser.add_argument('--prompts', type=int, default=200)
     parser.add_argument('--steps', default='20,8')
     parser.add_argument('--guidance', default='3.5')
-    parser.add_argument('--first-world', action='store_true')
     parser.add_argument('--keep')
     parser.add_argument('--vae', action='store_true')
     parser.add_argument('--truth', action='store_true')
     options = parser.parse_args()
-    tests = held_out_scenes(options.prompts, options.first_world)
+    tests = held_out_scenes(options.prompts)
     columns = {}
     if options.truth:
         columns['the truth'] = judge_all(tests, map(painted_by_hand, [scene for scene, _ in tests]),

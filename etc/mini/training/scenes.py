@@ -118,12 +118,11 @@ def stands_out(ground, colours, how=''):
 
 
 class Sampler:
-    """Scenes by chance. `first_world`: only what the first embedded model was trained on."""
+    """Scenes by chance."""
 
-    def __init__(self, seed, held_out=False, layouts=None, first_world=False):
+    def __init__(self, seed, held_out=False, layouts=None):
         self.random = random.Random(seed)
         self.held_out = held_out
-        self.first_world = first_world
         self.layouts = layouts or dict(one=27, two=34, three=7, alike=10, sign=14, with_sign=8)
 
     def pick(self, weights):
@@ -137,7 +136,7 @@ class Sampler:
         scene = Scene(layout.replace('_', ' '), None, ground, colours, seed=self.random.random())
         self.taken = set(draw.COLOURS) - stands_out(ground, colours)
         self.striped = stands_out(ground, colours, 'striped')
-        if not self.first_world and 'sign' not in layout:
+        if 'sign' not in layout:
             self.light(scene)
         getattr(self, layout)(scene)
         if self.random.random() < .06:
