@@ -322,7 +322,7 @@ int main(int argc, char **argv)
     engine_close(engine);
     smallest = test_smallest(argv[1]);
     least = test_least(argv[1], &request, expected, smallest);
-    EXPECT(least <= 5000000, "%.2f MB", (double)least * 1e-6);
+    EXPECT(least <= 9400000, "%.2f MB", (double)least * 1e-6);
     test_budgets(argv[1], &request, expected, least, 8);
     test_changing_budget(argv[1], expected, least);
     least = test_least(argv[1], &full, expected_full, smallest);
