@@ -174,12 +174,12 @@ static void spreads_its_values(const char *like)
     struct checkpoint *transformer = open_component(made, "transformer");
     struct checkpoint *t5 = open_component(made, "text_encoder_2");
     if (transformer != NULL && t5 != NULL) {
-        /* The embedded model's streams are 256 wide, T5's heads 64. */
+        /* The embedded model's streams are 256 wide, T5's 192 and its heads 64. */
         expect_spread(transformer, "transformer_blocks.0.ff.net.0.proj.weight", 0, 1 / 16.0);
-        expect_spread(transformer, "transformer_blocks.1.norm1.linear.weight", 0, 0.7 / 16);
+        expect_spread(transformer, "transformer_blocks.0.norm1.linear.weight", 0, 0.7 / 16);
         expect_spread(transformer, "transformer_blocks.0.attn.norm_q.weight", 1, 0.1);
         expect_spread(t5, "shared.weight", 0, 1);
-        expect_spread(t5, "encoder.block.1.layer.0.SelfAttention.q.weight", 0, 1 / 128.0);
+        expect_spread(t5, "encoder.block.1.layer.0.SelfAttention.q.weight", 0, 1 / (8 * sqrt(192)));
     }
     checkpoint_close(transformer);
     checkpoint_close(t5);
