@@ -93,18 +93,12 @@ struct transformer_condition {
 void transformer_condition(struct compute *c, const struct transformer *transformer, size_t i,
                            const struct transformer_condition *args);
 
-/* Columns of the step pass's work. */
-static inline int64_t transformer_work_cols(const struct transformer_config *config)
-{
-    return 6 * (int64_t)config->width;
-}
-
 /* What the step pass takes and gives. */
 struct transformer_step {
     struct tensor latents; /* fp32 [image tokens, channels] */
     struct tensor text;    /* [text tokens, width] from the condition pass */
     struct tensor hidden;  /* work: [text tokens + image tokens, width], text first */
-    struct tensor work;    /* work: as many rows, of transformer_work_cols; from piece to piece */
+    struct tensor mixed;   /* work: the same shape; attention on its way to a single block's MLP */
     struct tensor rope;    /* fp32 [text tokens + image tokens, head_size] */
     struct tensor modulation; /* fp32 [1, modulation_width], this step's row */
     struct tensor velocity;   /* out: fp32 [image tokens, channels] */

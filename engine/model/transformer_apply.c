@@ -79,42 +79,32 @@ static void stream_project(struct compute *c, const struct transformer *t,
     op_head_norm_rope(c, tensor_cols(qkv, width, width), s->norm_k, rope, NORM_EPS);
 }
 
-/* The columns of `work`, in widths: attention's result and the MLP's hidden layer lie side by side,
- * as a single block's last product takes them; q, k and v lie where the hidden layer comes later.
- */
-enum { WORK_MIXED = 0, WORK_QKV = 1, WORK_HIDDEN = 1, WORK_NORMED = 5 };
-
-static struct tensor work(const struct transformer *t, const struct transformer_step *args,
-                          int first, int count)
-{
-    int64_t width = t->config.width;
-
-    return tensor_cols(args->work, first * width, count * width);
-}
-
-/* x += gate · mlp(modulated_norm(x)) for the rows of a stream */
+/* x += gate · mlp(modulated_norm(x)) */
 static void stream_mlp(struct compute *c, const struct transformer *t,
                        const struct transformer_step *args, const struct double_stream *s,
-                       int64_t first, int64_t count, size_t modulation)
+                       struct tensor x, size_t modulation)
 {
-    struct tensor x = tensor_rows(args->hidden, first, count);
-    struct tensor normed = tensor_rows(work(t, args, WORK_NORMED, 1), first, count);
-    struct tensor hidden = tensor_rows(work(t, args, WORK_HIDDEN, 4), first, count);
+    struct tensor normed = op_scratch(c, x.rows, x.cols);
+    struct tensor hidden = op_scratch(c, x.rows, 4 * x.cols);
 
     op_modulated_norm(c, normed, x, part(t, args, modulation, MLP_SHIFT),
                       part(t, args, modulation, MLP_SCALE), NORM_EPS);
     op_linear(c, (struct linear){hidden, normed, s->up, s->up_bias, ACTIVATION_GELU_TANH});
     op_linear(c, (struct linear){normed, hidden, s->down, s->down_bias, ACTIVATION_NONE});
     op_gated_add(c, x, part(t, args, modulation, MLP_GATE), normed);
+    op_release(c, hidden);
+    op_release(c, normed);
 }
 
-static void attend(struct compute *c, const struct transformer *t,
-                   const struct transformer_step *args)
+static void attend(struct compute *c, const struct transformer *t, struct tensor y,
+                   struct tensor qkv)
 {
-    op_attention(c, (struct attention){.y = work(t, args, WORK_MIXED, 1),
-                                       .q = work(t, args, WORK_QKV, 1),
-                                       .k = work(t, args, WORK_QKV + 1, 1),
-                                       .v = work(t, args, WORK_QKV + 2, 1),
+    int64_t width = t->config.width;
+
+    op_attention(c, (struct attention){.y = y,
+                                       .q = tensor_cols(qkv, 0, width),
+                                       .k = tensor_cols(qkv, width, width),
+                                       .v = tensor_cols(qkv, 2 * width, width),
                                        .heads = t->config.heads,
                                        .scale = 1.0f / sqrtf((float)t->config.head_size)});
 }
@@ -123,12 +113,12 @@ static void double_attention(struct compute *c, const struct transformer *t, siz
                              const struct transformer_step *args)
 {
     const struct double_block *block = &t->doubles[i];
-    int64_t text = args->text.rows, image = args->latents.rows;
+    int64_t text = args->text.rows, image = args->latents.rows, width = t->config.width;
     size_t image_mod = 2 * i, text_mod = 2 * i + 1;
     struct tensor x_text = tensor_rows(args->hidden, 0, text);
     struct tensor x_image = tensor_rows(args->hidden, text, image);
-    struct tensor normed = work(t, args, WORK_NORMED, 1), qkv = work(t, args, WORK_QKV, 3);
-    struct tensor mixed = work(t, args, WORK_MIXED, 1);
+    struct tensor normed = op_scratch(c, text + image, width);
+    struct tensor qkv = op_scratch(c, text + image, 3 * width), mixed;
     struct tensor n_text = tensor_rows(normed, 0, text), n_image = tensor_rows(normed, text, image);
 
     op_modulated_norm(c, n_image, x_image, part(t, args, image_mod, SHIFT),
@@ -139,13 +129,17 @@ static void double_attention(struct compute *c, const struct transformer *t, siz
                    tensor_rows(args->rope, 0, text));
     stream_project(c, t, &block->image, tensor_rows(qkv, text, image), n_image,
                    tensor_rows(args->rope, text, image));
-    attend(c, t, args);
+    mixed = op_scratch(c, text + image, width);
+    attend(c, t, mixed, qkv);
+    op_release(c, qkv);
     op_linear(c, (struct linear){n_image, tensor_rows(mixed, text, image), block->image.out,
                                  block->image.out_bias, ACTIVATION_NONE});
     op_linear(c, (struct linear){n_text, tensor_rows(mixed, 0, text), block->text.out,
                                  block->text.out_bias, ACTIVATION_NONE});
+    op_release(c, mixed);
     op_gated_add(c, x_image, part(t, args, image_mod, GATE), n_image);
     op_gated_add(c, x_text, part(t, args, text_mod, GATE), n_text);
+    op_release(c, normed);
 }
 
 static void double_apply(struct compute *c, const struct transformer *t, size_t i, size_t piece,
@@ -156,39 +150,54 @@ static void double_apply(struct compute *c, const struct transformer *t, size_t 
     if (piece == 0)
         double_attention(c, t, i, args);
     else if (piece == 1)
-        stream_mlp(c, t, args, &t->doubles[i].image, text, image, 2 * i);
+        stream_mlp(c, t, args, &t->doubles[i].image, tensor_rows(args->hidden, text, image), 2 * i);
     else
-        stream_mlp(c, t, args, &t->doubles[i].text, 0, text, 2 * i + 1);
+        stream_mlp(c, t, args, &t->doubles[i].text, tensor_rows(args->hidden, 0, text), 2 * i + 1);
 }
 
-/* Leaves what the block's MLP begins with: attention's result and the normed hidden states. */
+/* Attention and MLP of a single block both begin with this. */
+static void single_norm(struct compute *c, const struct transformer *t, size_t i,
+                        const struct transformer_step *args, struct tensor normed)
+{
+    size_t modulation = 2 * (size_t)t->config.doubles + i;
+
+    op_modulated_norm(c, normed, args->hidden, part(t, args, modulation, SHIFT),
+                      part(t, args, modulation, SCALE), NORM_EPS);
+}
+
 static void single_attention(struct compute *c, const struct transformer *t, size_t i,
                              const struct transformer_step *args)
 {
     const struct single_block *block = &t->singles[i];
-    size_t modulation = 2 * (size_t)t->config.doubles + i;
-    struct tensor normed = work(t, args, WORK_NORMED, 1), qkv = work(t, args, WORK_QKV, 3);
+    int64_t rows = args->hidden.rows, width = t->config.width;
+    struct tensor normed = op_scratch(c, rows, width), qkv = op_scratch(c, rows, 3 * width);
 
-    op_modulated_norm(c, normed, args->hidden, part(t, args, modulation, SHIFT),
-                      part(t, args, modulation, SCALE), NORM_EPS);
+    single_norm(c, t, i, args, normed);
     op_linear(c, (struct linear){qkv, normed, block->qkv, block->qkv_bias, ACTIVATION_NONE});
-    op_head_norm_rope(c, work(t, args, WORK_QKV, 1), block->norm_q, args->rope, NORM_EPS);
-    op_head_norm_rope(c, work(t, args, WORK_QKV + 1, 1), block->norm_k, args->rope, NORM_EPS);
-    attend(c, t, args);
+    op_head_norm_rope(c, tensor_cols(qkv, 0, width), block->norm_q, args->rope, NORM_EPS);
+    op_head_norm_rope(c, tensor_cols(qkv, width, width), block->norm_k, args->rope, NORM_EPS);
+    attend(c, t, args->mixed, qkv);
+    op_release(c, qkv);
+    op_release(c, normed);
 }
 
 static void single_mlp(struct compute *c, const struct transformer *t, size_t i,
                        const struct transformer_step *args)
 {
     const struct single_block *block = &t->singles[i];
+    int64_t rows = args->hidden.rows, width = t->config.width;
     size_t modulation = 2 * (size_t)t->config.doubles + i;
-    struct tensor normed = work(t, args, WORK_NORMED, 1);
+    struct tensor normed = op_scratch(c, rows, width);
+    struct tensor joined = op_scratch(c, rows, 5 * width); /* attention, MLP */
 
-    op_linear(c, (struct linear){work(t, args, WORK_HIDDEN, 4), normed, block->up, block->up_bias,
-                                 ACTIVATION_GELU_TANH});
-    op_linear(c, (struct linear){normed, work(t, args, WORK_MIXED, 5), block->out, block->out_bias,
-                                 ACTIVATION_NONE});
+    single_norm(c, t, i, args, normed);
+    op_copy(c, tensor_cols(joined, 0, width), args->mixed);
+    op_linear(c, (struct linear){tensor_cols(joined, width, 4 * width), normed, block->up,
+                                 block->up_bias, ACTIVATION_GELU_TANH});
+    op_linear(c, (struct linear){normed, joined, block->out, block->out_bias, ACTIVATION_NONE});
+    op_release(c, joined);
     op_gated_add(c, args->hidden, part(t, args, modulation, GATE), normed);
+    op_release(c, normed);
 }
 
 static void velocity_apply(struct compute *c, const struct transformer *t,

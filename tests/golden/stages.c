@@ -271,7 +271,7 @@ static void step_stage(struct fixture *f, const struct transformer *t, struct st
     args->text = b->condition.text;
     args->modulation = b->condition.modulations;
     args->hidden = hidden(f, text + image, config->width);
-    args->work = hidden(f, text + image, transformer_work_cols(config));
+    args->mixed = hidden(f, text + image, config->width);
     args->rope = buffer(f, DTYPE_F32, text + image, config->head_size);
     args->velocity = buffer(f, DTYPE_F32, image, config->channels);
     transformer_rope(config, text, height, width, rope);
@@ -308,7 +308,7 @@ static void test_transformer(struct fixture *f)
                        b.condition.modulations.data,
                        b.step.latents.data,
                        b.step.hidden.data,
-                       b.step.work.data,
+                       b.step.mixed.data,
                        b.step.rope.data,
                        b.step.velocity.data};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
