@@ -68,7 +68,7 @@ uint64_t budget_possible(struct engine *engine)
 /* No picture is given up for the sake of a margin. */
 static uint64_t least_wanted(const struct engine *engine)
 {
-    uint64_t least = engine->least_budget;
+    uint64_t least = least_budget(engine);
 
     for (const struct image *image = engine->images; image != NULL; image = image->next)
         if (image_active(image) && image_budget(image) > least)
@@ -92,19 +92,24 @@ bool budget_watch(struct engine *engine)
                                           bytes | BUDGET_AUTOMATIC);
 }
 
-/* The back end may have more for its own affairs where no picture needs that. */
+/* The back end may have more for its own affairs where no picture needs that, of those that are
+ * active or were found possible. */
 static void grant_context(struct engine *engine)
 {
     struct backend *backend = engine->backend;
     uint64_t wanted = backend->context_wanted;
+    uint64_t kept = fixed_bytes(engine) + atomic_load(&engine->asked_bytes);
 
-    if (wanted == 0 || engine->least_budget + wanted > engine->budget)
+    if (wanted == 0 || kept + wanted > engine->budget ||
+        least_budget(engine) + wanted > engine->budget)
         return;
-    for (const struct image *image = engine->images; image != NULL; image = image->next)
-        if (image_budget(image) + wanted > engine->budget)
-            return;
-    backend->context_granted += wanted;
-    backend->context_bytes += wanted;
+    if (arena_charge(engine->arena, MEMORY_CONTEXT, backend->context_bytes + wanted) == 0) {
+        backend->context_granted += wanted;
+        backend->context_bytes += wanted;
+        engine->charged_bytes = backend->context_bytes;
+    } else {
+        (void)arena_charge(engine->arena, MEMORY_CONTEXT, engine->charged_bytes);
+    }
 }
 
 void memory_charge_context(struct engine *engine)
@@ -119,12 +124,14 @@ void memory_charge_context(struct engine *engine)
 
 int budget_check(const struct engine *engine, uint64_t bytes, struct error *err)
 {
-    if (bytes >= engine->least_budget)
+    uint64_t least = least_budget(engine);
+
+    if (bytes >= least)
         return 0;
     return error_set(err, EINVAL,
                      "vram_budget of %.2f MB is too small: the smallest picture takes %.2f MB at "
                      "least",
-                     (double)bytes / 1e6, ceil((double)engine->least_budget / 1e4) / 100);
+                     (double)bytes / 1e6, ceil((double)least / 1e4) / 100);
 }
 
 void engine_memory(struct engine *engine, struct engine_memory *memory)

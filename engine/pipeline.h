@@ -79,7 +79,8 @@ struct engine {
     uint64_t charged_bytes;         /* what the context is known to take; the worker's */
     uint64_t ceiling; /* what the device gave when it gave no more; the worker's, as the next two */
     double ceiling_until_s, ceiling_wait_s;
-    uint64_t least_budget; /* that a picture of the smallest size needs; fixed */
+    uint64_t least_bytes; /* beyond fixed_bytes, that a picture of the smallest size needs; fixed */
+    _Atomic uint64_t asked_bytes; /* the same of the largest picture that was found possible */
 };
 
 /* Text of one side of the guidance: the prompt, and for true CFG the negative prompt. */
@@ -168,6 +169,10 @@ int image_measure(struct image *image, struct error *err);
 /* The smallest budget that it can be made with. */
 uint64_t image_budget(const struct image *image);
 int measure_least_budget(struct engine *engine, struct error *err);
+/* What is there whatever is painted, and what a picture of the smallest size needs, that included.
+ */
+uint64_t fixed_bytes(const struct engine *engine);
+uint64_t least_budget(const struct engine *engine);
 
 /* Takes images' state off the device, the last first, until the others have enough. */
 void room_clear(struct engine *engine);

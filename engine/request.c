@@ -65,6 +65,15 @@ static double megabytes(uint64_t bytes)
     return ceil((double)bytes / 1e4) / 100;
 }
 
+/* What was found possible must stay so: nothing else is given the memory for it. */
+static void remember(struct engine *engine, uint64_t bytes)
+{
+    uint64_t before = atomic_load(&engine->asked_bytes);
+
+    while (bytes > before && !atomic_compare_exchange_weak(&engine->asked_bytes, &before, bytes))
+        ;
+}
+
 int engine_check(const struct engine *engine, const struct image_request *r, struct error *err)
 {
     uint64_t least, budget;
@@ -84,6 +93,8 @@ int engine_check(const struct engine *engine, const struct image_request *r, str
                          "%.2f MB",
                          r->width_px, r->height_px, r->steps, megabytes(least),
                          (double)budget / 1e6);
+    if (result == 0)
+        remember((struct engine *)engine, least - fixed_bytes(engine));
     return result;
 }
 

@@ -16,8 +16,7 @@ static uint64_t larger(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
-/* What is there whatever is painted. */
-static uint64_t fixed_bytes(const struct engine *engine)
+uint64_t fixed_bytes(const struct engine *engine)
 {
     struct arena_stats stats = {.charged = engine->backend->context_bytes};
 
@@ -88,9 +87,14 @@ int measure_least_budget(struct engine *engine, struct error *err)
     struct image image = image_of(engine, &smallest);
     int result = image_measure(&image, err);
 
-    engine->least_budget = image_budget(&image);
+    engine->least_bytes = image_budget(&image) - fixed_bytes(engine);
     scratch_finish(&image.step_scratch);
     return result;
+}
+
+uint64_t least_budget(const struct engine *engine)
+{
+    return fixed_bytes(engine) + engine->least_bytes;
 }
 
 /* ---- who has memory ---- */

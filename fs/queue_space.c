@@ -17,8 +17,8 @@ enum {
     PAGE_TEXT_BYTES = 4092,  /* of a long text, in each of its pages */
     COMMIT_PAGES = 24,       /* of tables and indexes that a commit may change, with splits */
     JOB_PAGES = 3,           /* a job's own beside its text */
-    OTHERS_BYTES = 64 << 10, /* what others may commit meanwhile */
-    STEP_BYTES = 1 << 20,    /* so much more is set aside at once, but little of what there is */
+    OTHERS_BYTES = COMMIT_PAGES * FRAME_BYTES, /* what others may commit meanwhile */
+    STEP_BYTES = 1 << 20, /* so much more is set aside at once, but little of what there is */
 };
 
 uint64_t queue_push_bytes(size_t count, size_t text_bytes)
@@ -43,7 +43,9 @@ static int blocks_reserve(struct space *space, off_t end, uint64_t bytes, struct
     if (statvfs(space->path, &disk) != 0) {
         return refuse(space, errno, err);
     }
-    room = (uint64_t)disk.f_bavail * disk.f_frsize;
+    /* What is set aside already is there, too. */
+    room = (uint64_t)disk.f_bavail * disk.f_frsize +
+           (space->end > end ? (uint64_t)(space->end - end) : 0);
     if (room < bytes) { /* asked first, for a failing call may take what there is all the same */
         return refuse(space, ENOSPC, err);
     }

@@ -44,6 +44,7 @@ struct host_store {
     int chunk_count;
     size_t chunk_used; /* of the last one */
     _Atomic uint64_t pinned_bytes;
+    uint64_t in_place_bytes; /* of these; the store's thread only */
 };
 
 /* ---- the store's thread ---- */
@@ -53,7 +54,8 @@ static bool chunk_add(struct host_store *store)
     const struct host_store_options *options = &store->options;
     void *memory;
 
-    if (store->chunk_count == CHUNKS || options->spare(options->owner) < options->chunk_bytes)
+    if (store->chunk_count == CHUNKS ||
+        options->spare(options->owner, store->in_place_bytes) < options->chunk_bytes)
         return false;
     memory = options->allocate(options->owner, options->chunk_bytes);
     if (memory == NULL)
@@ -109,10 +111,12 @@ static bool pin_weight(struct host_store *store, const struct weight_copy *copy,
         return false;
     tail = (bytes - head) % page;
     middle = bytes - head - tail;
-    edges = room_for(store, head + tail);
-    if (edges == NULL || options->spare(options->owner) < middle ||
-        !options->pin(options->owner, source + head, middle))
+    if (options->spare(options->owner, store->in_place_bytes) < middle)
         return false;
+    edges = room_for(store, head + tail);
+    if (edges == NULL || !options->pin(options->owner, source + head, middle))
+        return false;
+    store->in_place_bytes += middle;
     atomic_fetch_add(&store->pinned_bytes, middle);
     memcpy(edges, source, head);
     memcpy(edges + head, source + head + middle, tail);

@@ -23,8 +23,9 @@ struct host_store_options {
     /* Pins whole pages that are only read; false if they can't be. */
     bool (*pin)(void *owner, const void *pages, size_t bytes);
     void (*unpin)(void *owner, const void *pages);
-    /* How many bytes may be pinned now; asked before each. */
-    uint64_t (*spare)(void *owner);
+    /* How many bytes may be pinned now, `in_place` of the page cache being pinned already, which
+     * systems count as free; asked before each. */
+    uint64_t (*spare)(void *owner, uint64_t in_place);
     size_t chunk_bytes;    /* allocated at a time; what is larger is not copied */
     size_t in_place_bytes; /* the least that is pinned where it lies */
     size_t page_bytes;

@@ -211,11 +211,12 @@ static void store_unpin(void *owner, const void *pages)
     cudaHostUnregister((void *)pages);
 }
 
-static uint64_t store_spare(void *owner)
+static uint64_t store_spare(void *owner, uint64_t in_place)
 {
     struct cuda_backend *cuda = owner;
     uint64_t pinned = host_store_bytes(cuda->store), host = host_memory_spare(), tables, spare;
 
+    host = host > in_place ? host - in_place : 0;
     pthread_mutex_lock(&cuda->lock);
     tables = cuda->tables_bytes * CUDA_PINNED_PER_TABLE;
     spare = tables > pinned ? tables - pinned : 0;

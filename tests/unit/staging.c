@@ -284,7 +284,7 @@ static void store_unpin(void *owner, const void *pages)
 {
 }
 
-static uint64_t store_spare(void *owner)
+static uint64_t store_spare(void *owner, uint64_t in_place)
 {
     return 1 << 20;
 }
