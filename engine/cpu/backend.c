@@ -25,7 +25,7 @@ static void cpu_destroy(struct backend *backend)
 #define PARTS_PER_THREAD 8
 
 /* Enough for several tiles of a convolution for each of a few threads. */
-#define STRIP_PIXELS 8192
+#define STRIP_PIXELS 4096
 
 int64_t cpu_parts(const struct backend *backend, int64_t count, int64_t elements)
 {
