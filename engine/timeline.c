@@ -36,16 +36,51 @@ static struct timeline_kind *kind_of(struct timeline *t, const char *kind)
     return &t->kinds[i];
 }
 
+/* When a mark was passed, by one where a block began before. */
+static double clock_at(struct timeline *t, uint64_t begun, uint64_t mark)
+{
+    return t->clock_s - seconds(t, begun, t->clock_mark) + seconds(t, begun, mark);
+}
+
+static void tell_block(struct timeline *t, const struct timeline_block *block)
+{
+    if (t->watcher.settled == NULL)
+        return;
+    if (t->clock_mark != 0)
+        t->clock_s += seconds(t, t->clock_mark, block->begun);
+    t->clock_mark = block->begun;
+    t->watcher.settled(t->watcher.owner, &(struct timeline_span){
+                                             .block = t->first,
+                                             .kind = block->kind,
+                                             .begun_s = t->clock_s,
+                                             .ready_s = clock_at(t, block->begun, block->ready),
+                                             .done_s = clock_at(t, block->begun, block->done),
+                                         });
+}
+
+static void copy_settle(struct timeline *t, const struct timeline_copy *copy)
+{
+    t->sums.copy_s += seconds(t, copy->begun, copy->done);
+    t->sums.copy_bytes += copy->bytes;
+    if (t->watcher.settled == NULL)
+        return;
+    t->watcher.settled(t->watcher.owner, &(struct timeline_span){
+                                             .block = copy->before,
+                                             .begun_s = clock_at(t, copy->turn, copy->begun),
+                                             .done_s = clock_at(t, copy->turn, copy->done),
+                                             .bytes = copy->bytes,
+                                         });
+}
+
 /* The copies that the compute stream has waited for when it is past block `number`. */
 static void copies_settle(struct timeline *t, uint64_t number)
 {
     size_t kept = 0;
 
     for (size_t i = 0; i < t->copy_count; i++) {
-        if (t->copies[i].before <= number && t->copies[i].done != 0) {
-            t->sums.copy_s += seconds(t, t->copies[i].begun, t->copies[i].done);
-            t->sums.copy_bytes += t->copies[i].bytes;
-        } else
+        if (t->copies[i].before <= number && t->copies[i].done != 0)
+            copy_settle(t, &t->copies[i]);
+        else
             t->copies[kept++] = t->copies[i];
     }
     t->copy_count = kept;
@@ -66,6 +101,7 @@ static void settle_oldest(struct timeline *t)
     kind->sums.compute_s += compute;
     kind->recent_s += kind->blocks == 0 ? compute : (compute - kind->recent_s) / 4;
     kind->blocks++;
+    tell_block(t, block);
     copies_settle(t, t->first++);
 }
 
@@ -101,6 +137,7 @@ void timeline_copy_begin(struct timeline *t, size_t ahead, uint64_t bytes)
         return;
     t->copies[t->copy_count].begun = mark(t, STREAM_COPY);
     t->copies[t->copy_count].done = 0;
+    t->copies[t->copy_count].turn = block_at(t, t->next - 1)->begun;
     t->copies[t->copy_count].bytes = bytes;
     t->copies[t->copy_count++].before = t->next - 1 + ahead;
 }

@@ -31,9 +31,30 @@ struct timeline_kind {
     double recent_s; /* of computing with one, of late: with each it comes a quarter nearer */
 };
 
+/* What a stream did, in seconds since the first block that was watched began. */
+struct timeline_span {
+    uint64_t block;                  /* its number; of a copy: the number of that which it is for */
+    const char *kind;                /* NULL: a copy */
+    double begun_s, ready_s, done_s; /* ready: of a block, as below */
+    uint64_t bytes;                  /* of a copy */
+};
+
+/* Told of every span once it is settled: a block, then the copies that it waited for. */
+struct timeline_watcher {
+    void *owner;
+    void (*settled)(void *owner, const struct timeline_span *span); /* NULL: nobody watches */
+};
+
 struct timeline_block {
     const char *kind;
     uint64_t begun, ready, done; /* marks: before and after waiting for weights; behind its work */
+};
+
+struct timeline_copy {
+    uint64_t begun, done; /* marks */
+    uint64_t turn;        /* the mark where the block began in whose turn it was queued */
+    uint64_t before;      /* the number of a block that runs after it */
+    uint64_t bytes;
 };
 
 struct timeline {
@@ -41,14 +62,13 @@ struct timeline {
     struct timeline_block blocks[TIMELINE_AHEAD + 1]; /* a ring */
     uint64_t first, next;                             /* numbers of those not settled */
     bool open;                                        /* the last one's end is not marked */
-    struct {
-        uint64_t begun, done; /* marks */
-        uint64_t before;      /* the number of a block that runs after it */
-        uint64_t bytes;
-    } copies[TIMELINE_COPIES];
+    struct timeline_copy copies[TIMELINE_COPIES];
     size_t copy_count;
     struct timeline_sums sums; /* since the start */
     struct timeline_kind kinds[TIMELINE_KINDS];
+    struct timeline_watcher watcher;
+    uint64_t clock_mark; /* the watcher's: where the block settled last began, … */
+    double clock_s;      /* … and when that was */
 };
 
 void timeline_init(struct timeline *timeline, struct backend *backend);

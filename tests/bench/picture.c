@@ -9,6 +9,8 @@
  * jobs=N (pictures started at once, which the weights serve together as far as there is memory;
  * times are those of the first one but for the steps': from the first step of any to the last one
  * of all, for each picture and step)
+ * trace=1 (a row for each block of the last run's last two steps: what computed, waited and was
+ * copied when)
  * json=1 (a line of JSON for each run and one for the end)  latents=FILE (fp32, of the last run)
  */
 #include <errno.h>
@@ -17,12 +19,13 @@
 #include <string.h>
 
 #include "engine/pipeline.h"
+#include "tests/bench/steps.h"
 
 enum { MOST_JOBS = 64 };
 
 struct options {
     const char *model, *backend, *modules, *latents;
-    int width, height, steps, runs, threads, budget_mb, same, json, jobs;
+    int width, height, steps, runs, threads, budget_mb, same, json, jobs, trace;
 };
 
 static bool option_is(const char *argument, const char *name, const char **value)
@@ -45,6 +48,7 @@ static bool read_option(struct options *o, const char *argument)
         {"runs", &o->runs, NULL},           {"threads", &o->threads, NULL},
         {"budget_mb", &o->budget_mb, NULL}, {"same", &o->same, NULL},
         {"json", &o->json, NULL},           {"jobs", &o->jobs, NULL},
+        {"trace", &o->trace, NULL},
     };
     const char *value;
 
@@ -86,19 +90,20 @@ static bool read_options(struct options *o, int argc, char **argv)
     return o->jobs >= 1 && o->jobs <= MOST_JOBS;
 }
 
-static void print_run(const struct options *o, int run, double wall_s, const struct image_timing *t)
+static void print_run(const struct options *o, int run, double wall_s, const struct image_timing *t,
+                      uint64_t pinned_bytes)
 {
     if (o->json)
         printf("{\"run\": %d, \"wall_s\": %.4f, \"text_s\": %.4f, \"condition_s\": %.4f, "
                "\"step_s\": %.5f, \"decode_s\": %.4f, \"compute_s\": %.4f, \"copy_s\": %.4f, "
-               "\"wait_s\": %.4f}\n",
+               "\"wait_s\": %.4f, \"pinned_bytes\": %llu}\n",
                run, wall_s, t->text_s, t->condition_s, t->step_s, t->decode_s, t->compute_s,
-               t->copy_s, t->wait_s);
+               t->copy_s, t->wait_s, (unsigned long long)pinned_bytes);
     else
         printf("%7.3f s: text %.3f, conditions %.3f, %d steps %.3f (%.1f ms each), decoding %.3f; "
-               "computing %.3f, waiting for weights %.3f, copying them %.3f\n",
+               "computing %.3f, waiting for weights %.3f, copying them %.3f, %.1f GB pinned\n",
                wall_s, t->text_s, t->condition_s, o->steps, t->denoise_s, t->step_s * 1e3,
-               t->decode_s, t->compute_s, t->wait_s, t->copy_s);
+               t->decode_s, t->compute_s, t->wait_s, t->copy_s, (double)pinned_bytes / 1e9);
     fflush(stdout);
 }
 
@@ -163,7 +168,15 @@ static bool all_denoised(const struct options *o, struct image *const *images)
     return true;
 }
 
-static int paint(struct engine *engine, const struct options *o, int run, struct error *err)
+/* Whether what comes next is to be traced. */
+static bool is_traced(const struct options *o, int run, const struct image *image)
+{
+    return o->trace && run + 1 == o->runs && image->step < o->steps &&
+           image->step + 2 >= o->steps && image_phase(image) == IMAGE_DENOISE;
+}
+
+static int paint(struct engine *engine, const struct options *o, int run, struct steps *steps,
+                 struct error *err)
 {
     struct image *images[MOST_JOBS] = {0};
     bool last = run + 1 == o->runs, saved = false;
@@ -174,6 +187,7 @@ static int paint(struct engine *engine, const struct options *o, int run, struct
         while (any_in(o, images, IMAGE_WAITING, IMAGE_DECODE)) {
             double before = engine_now(engine);
 
+            steps->on = is_traced(o, run, images[0]);
             if (engine_advance(engine, err) != 0)
                 break;
             if (stepping == 0 && any_in(o, images, IMAGE_DENOISE, IMAGE_DENOISE))
@@ -189,7 +203,8 @@ static int paint(struct engine *engine, const struct options *o, int run, struct
         image_timing(images[0], &t);
         if (o->jobs > 1)
             t.step_s = (stepped - stepping) / ((double)o->steps * o->jobs);
-        print_run(o, run, engine_now(engine) - start, &t);
+        print_run(o, run, engine_now(engine) - start, &t,
+                  engine->backend->ops->pinned_bytes(engine->backend));
     }
     for (int i = 0; i < o->jobs; i++) {
         if (images[i] != NULL && err->code == 0)
@@ -234,10 +249,14 @@ static void print_end(const struct options *o, struct engine *engine, double ope
            (double)m.peak_reserved / 1e6, (double)m.budget / 1e6,
            (unsigned long long)m.resident_blocks, (unsigned long long)m.streamed_blocks,
            (double)m.pinned_bytes / 1e6);
+    if (!engine->backend->host)
+        printf("now reserved %.1f MB; of the device %.1f MB are in use\n", (double)m.reserved / 1e6,
+               (double)(m.device_total - m.device_free) / 1e6);
 }
 
 int main(int argc, char **argv)
 {
+    static struct steps steps;
     struct engine_options options = {0};
     struct engine *engine;
     struct error err = {0};
@@ -263,8 +282,11 @@ int main(int argc, char **argv)
     opened_s = engine_now(NULL) - start;
     if (!o.json)
         printf("%s on %s, opened in %.3f s\n", o.model, engine_info(engine)->device_name, opened_s);
+    engine->timeline.watcher = (struct timeline_watcher){&steps, o.trace ? steps_settled : NULL};
     for (int run = 0; err.code == 0 && run < o.runs; run++)
-        paint(engine, &o, run, &err);
+        paint(engine, &o, run, &steps, &err);
+    if (o.trace)
+        steps_print(&steps);
     print_end(&o, engine, opened_s);
     if (err.code != 0)
         fprintf(stderr, "%s\n", err.text);

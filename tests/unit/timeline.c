@@ -126,6 +126,43 @@ static void test_sums(void)
     EXPECT(fabs(t.kinds[0].sums.compute_s + t.kinds[1].sums.compute_s - wanted.compute_s) < 1e-9);
 }
 
+struct seen {
+    double computed_s, copied_s, last_s;
+    uint64_t blocks, copies;
+};
+
+static void see(void *owner, const struct timeline_span *span)
+{
+    struct seen *seen = owner;
+
+    EXPECT(span->begun_s <= span->done_s);
+    if (span->kind == NULL) {
+        seen->copied_s += span->done_s - span->begun_s;
+        seen->copies++;
+        return;
+    }
+    EXPECT(span->block == seen->blocks++);
+    EXPECT(span->begun_s >= seen->last_s && span->ready_s >= span->begun_s);
+    seen->computed_s += span->done_s - span->ready_s;
+    seen->last_s = span->done_s;
+}
+
+/* Whoever watches learns when each block and copy began and ended, by one clock. */
+static void test_watcher(void)
+{
+    struct device device = {.base.ops = &device_ops};
+    struct seen seen = {0};
+    struct timeline t;
+
+    timeline_init(&t, &device.base);
+    t.watcher = (struct timeline_watcher){&seen, see};
+    run(&device, &t, 3);
+    EXPECT(seen.blocks == 120 && seen.copies == 40);
+    EXPECT(fabs(seen.computed_s - t.sums.compute_s) < 1e-9);
+    EXPECT(fabs(seen.copied_s - t.sums.copy_s) < 1e-9);
+    EXPECT(fabs(seen.last_s - (device.now[STREAM_COMPUTE] - 100)) < 1e-9, "idle time counts");
+}
+
 /* A block that failed, and everything that was under way, is forgotten. */
 static void test_drop(void)
 {
@@ -178,6 +215,7 @@ static void test_limits(void)
 int main(void)
 {
     test_sums();
+    test_watcher();
     test_drop();
     test_limits();
     return test_finish();
