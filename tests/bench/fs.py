@@ -4,7 +4,8 @@
 the same machine (fuse_floor.c: a mount with nothing behind it).
 
 usage: fs.py [PART...]    with FLUXFS=…/fluxfs-fake and FUSE_FLOOR=…/fuse_floor; with FLUXFS_REAL=…/fluxfs and
-                          MODEL=folder also the cost of readers to the CPU engine. Without PARTs: all."""
+                          MODEL=folder also the cost of readers to the CPU engine. Without PARTs: all.
+       fs.py gpu          with FLUXFS=…/fluxfs, MODULES=folder, MODEL and STEPS: their cost to a GPU's"""
 
 import multiprocessing
 import os
@@ -315,9 +316,9 @@ def paint_seconds(mount, prompt):
     return float(dict(line.split() for line in mount.read("jobs", str(job), "timing").splitlines())["total_s"])
 
 
-def cost_of_readers(what, mount, prompt, goal, rounds=7, rate=10000):
+def cost_of_readers(what, mount, prompt, goal, rounds=7, rate=10000, processes=2):
     """Beside what as many reads cost that go nowhere: the readers themselves want time too."""
-    readers = Readers(rate)
+    readers = Readers(rate, processes)
     with Floor() as floor, tempfile.NamedTemporaryFile(dir="/dev/shm") as memory:
         memory.write(bytes(100))
         memory.flush()
@@ -352,12 +353,19 @@ def cost():
         mounts.FLUXFS = fake
 
 
+def gpu():
+    """A kernel of its own (gVisor) may take longer for each read: more processes make the rate."""
+    cost_of_readers("on the GPU", Mount("--model=" + os.environ["MODEL"], "--backend=cuda",
+                                        "--module-dir=" + os.environ["MODULES"]),
+                    f"a red fox --steps {os.environ['STEPS']} --seed 1\n", "1 %", processes=5)
+
+
 PARTS = {"latency": latencies, "prompts": durable_prompts, "images": images, "poll": poll_wake, "cost": cost}
 
 
 def main():
     for part in sys.argv[1:] or PARTS:
-        PARTS[part]()
+        (gpu if part == "gpu" else PARTS[part])()
 
 
 if __name__ == "__main__":

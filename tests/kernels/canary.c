@@ -321,12 +321,14 @@ int main(int argc, char **argv)
     EXPECT(c.most_used <= budget + 64 * MIB, "by the device's own count %" PRIu64 " MiB",
            c.most_used / MIB);
     arena_stats(c.arena, &stats);
-    EXPECT(stats.merges > 20 && c.moved > 100 && c.verified > 100);
+    /* How many there are depends on the number of rounds. */
+    EXPECT(stats.merges > (uint64_t)count / 200 && c.moved > (uint64_t)count / 40 &&
+           c.verified > (uint64_t)count / 40);
     printf("budget %" PRIu64 " MiB, %" PRIu64 " in use at most by the device's count; %" PRIu64
-           " allocations, %" PRIu64 " merges of %" PRIu64 " pages, %" PRIu64 " refused; slowest "
-           "%.1f ms for %" PRIu64 " pages\n",
-           budget / MIB, c.most_used / MIB, stats.allocations, stats.merges, stats.pages_moved,
-           c.refused, c.slowest_ms, c.slowest_pages);
+           " allocations, %" PRIu64 " refused; %" PRIu64 " that remapped %" PRIu64
+           " pages in all, the slowest in %.1f ms for %" PRIu64 " pages\n",
+           budget / MIB, c.most_used / MIB, stats.allocations, c.refused, stats.merges,
+           stats.pages_moved, c.slowest_ms, c.slowest_pages);
     test_neighbour(&c, argv[1], count);
     rounds(&c, count / 4);
     printf("%" PRIu64 " patterns whole, %" PRIu64 " blocks copied and given back at once\n",
