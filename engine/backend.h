@@ -34,7 +34,8 @@ struct linear {
 };
 
 /* For each head h: y_h = softmax(scale · q_h·k_hᵀ + bias_h)·v_h; q and y [queries, heads·size], k
- * and v [keys, heads·size]; bias fp32 [heads·queries, keys] or absent; causal: key ≤ query only. */
+ * and v [keys, heads·size]; bias fp32 [heads·queries, keys] or absent; causal: key ≤ query only;
+ * scale > 0. */
 struct attention {
     struct tensor y, q, k, v, bias;
     int heads;

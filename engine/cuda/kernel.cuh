@@ -121,7 +121,15 @@ template <typename... P, typename... A>
 static void launch(struct cuda_backend *cuda, const char *what, dim3 grid, dim3 block,
                    void (*kernel)(P...), A... args)
 {
-    cuda_check(cuda, kernel_queue(cuda->compute, grid, block, kernel, args...), what);
+    cuda_check(cuda, kernel_queue(cuda->compute, grid, block, 0, kernel, args...), what);
+}
+
+/* The same, each block with `bytes` of block_memory(). */
+template <typename... P, typename... A>
+static void launch_with_memory(struct cuda_backend *cuda, const char *what, dim3 grid, dim3 block,
+                               size_t bytes, void (*kernel)(P...), A... args)
+{
+    cuda_check(cuda, kernel_queue(cuda->compute, grid, block, bytes, kernel, args...), what);
 }
 
 #endif

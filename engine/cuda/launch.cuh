@@ -11,17 +11,30 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
-/* Queues a kernel on a stream. */
+/* A block's memory, of the size given at the launch. */
+template <typename T> __device__ inline T *block_memory()
+{
+    extern __shared__ __align__(128) unsigned char block_bytes[];
+
+    return (T *)block_bytes;
+}
+
+/* Queues a kernel on a stream, each block with `bytes` of memory. */
 template <typename... P, typename... A>
-static cudaError_t kernel_queue(cudaStream_t stream, dim3 grid, dim3 block, void (*kernel)(P...),
-                                A... args)
+static cudaError_t kernel_queue(cudaStream_t stream, dim3 grid, dim3 block, size_t bytes,
+                                void (*kernel)(P...), A... args)
 {
     cudaLaunchConfig_t config = {};
+    cudaError_t code = cudaSuccess;
 
     config.gridDim = grid;
     config.blockDim = block;
+    config.dynamicSmemBytes = bytes;
     config.stream = stream;
-    return cudaLaunchKernelEx(&config, kernel, args...);
+    if (bytes > 48 << 10) /* more must be asked for */
+        code = cudaFuncSetAttribute((const void *)kernel,
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    return code != cudaSuccess ? code : cudaLaunchKernelEx(&config, kernel, args...);
 }
 
 #endif

@@ -21,6 +21,15 @@ __device__ inline void mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+/* c = a·b */
+__device__ inline void mma_first(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
+                 : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
+}
+
 /* Four 8 × 8 matrices from shared memory: lanes 8i … 8i + 7 name the rows of matrix i (16 bytes
  * each, aligned), and lane l gets of each the pair at (row l/4, column 2(l%4)). */
 __device__ inline void load_matrices(uint32_t r[4], const bf16 *row)
@@ -56,10 +65,33 @@ __device__ inline void copy_async(bf16 *to, const bf16 *from, bool there)
                  : "memory");
 }
 
-/* Returns when the calling thread's copies have arrived; others' need a barrier after it. */
-__device__ inline void copies_wait()
+/* Ends a group of copies: those since the last one ended, if any. */
+__device__ inline void copies_commit()
 {
-    asm volatile("cp.async.commit_group;\n\tcp.async.wait_group 0;" ::: "memory");
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/* Returns when the calling thread's copies have arrived, but for those of its LATEST last groups;
+ * other threads' need a barrier after it. */
+template <int LATEST> __device__ inline void copies_wait()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(LATEST) : "memory");
+}
+
+/* x; what follows from it is computed here, and not kept in registers from before a loop. */
+__device__ inline int here(int x)
+{
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
+/* 2ˣ to 2 units in the last place; 0 where that is not a normal number. */
+__device__ inline float power_of_2(float x)
+{
+    float y;
+
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 
 __device__ inline uint32_t pair(float low, float high)

@@ -54,6 +54,23 @@ static inline float __shfl_xor_sync(unsigned members, float given, int mask)
     return exchange.got;
 }
 
+/* What a lane says, then whether any said yes. */
+static inline void ask_lanes(void *const lanes[])
+{
+    bool any = false;
+
+    for (int i = 0; i < WARP_LANES; i++)
+        any |= *(const bool *)lanes[i];
+    for (int i = 0; i < WARP_LANES; i++)
+        *(bool *)lanes[i] = any;
+}
+
+static inline bool __any_sync(unsigned members, bool said)
+{
+    block_together(WARP_LANES, ask_lanes, &said);
+    return said;
+}
+
 static inline int __float2int_rn(float x)
 {
     return (int)rintf(x);
@@ -70,14 +87,26 @@ template <typename... P> struct kernel_call {
     }
 };
 
+/* A block gets no more than the smallest of our cards gives. */
+enum { BLOCK_BYTES = 99 << 10 };
+
+template <typename T> static inline T *block_memory()
+{
+    alignas(128) static unsigned char block_bytes[BLOCK_BYTES];
+
+    return (T *)block_bytes;
+}
+
 template <typename... P, typename... A>
-static cudaError_t kernel_queue(cudaStream_t stream, dim3 grid, dim3 block, void (*kernel)(P...),
-                                A... args)
+static cudaError_t kernel_queue(cudaStream_t stream, dim3 grid, dim3 block, size_t bytes,
+                                void (*kernel)(P...), A... args)
 {
     struct kernel_call<P...> call = {
         kernel, std::tuple<P...>(P(args)...)
     };
 
+    if (bytes > BLOCK_BYTES)
+        return cudaErrorInvalidValue;
     device_queue_kernel(stream, kernel_call<P...>::run, &call, sizeof call,
                         {grid.x, grid.y, grid.z}, {block.x, block.y, block.z});
     return cudaSuccess;

@@ -79,6 +79,12 @@ static inline void mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1
     block_together(WARP_LANES, mma_warp, &lane);
 }
 
+static inline void mma_first(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+    c[0] = c[1] = c[2] = c[3] = 0;
+    mma(c, a, b0, b1);
+}
+
 /* ---- ldmatrix ---- */
 
 struct load_lane {
@@ -129,9 +135,15 @@ struct copy_pending {
     bf16 *to;
     const bf16 *from;
     struct extent thread;
+    int later; /* groups that the thread has ended since */
 };
 
 static std::vector<struct copy_pending> copies_pending;
+
+static inline bool is_own(const struct copy_pending &copy)
+{
+    return memcmp(&copy.thread, &threadIdx, sizeof copy.thread) == 0;
+}
 
 static inline void copy_carry_out(bf16 *to, const bf16 *from)
 {
@@ -149,20 +161,41 @@ static inline void copy_async(bf16 *to, const bf16 *from, bool there)
     if (block_coin())
         copy_carry_out(to, from);
     else
-        copies_pending.push_back({to, from, threadIdx});
+        copies_pending.push_back({to, from, threadIdx, -1});
 }
 
-static inline void copies_wait()
+static inline void copies_commit()
+{
+    for (struct copy_pending &copy : copies_pending)
+        if (is_own(copy))
+            copy.later++;
+}
+
+template <int LATEST> static inline void copies_wait()
 {
     size_t kept = 0;
 
     for (const struct copy_pending &copy : copies_pending) {
-        if (memcmp(&copy.thread, &threadIdx, sizeof copy.thread) == 0)
+        if (is_own(copy) && copy.later >= LATEST)
             copy_carry_out(copy.to, copy.from);
         else
             copies_pending[kept++] = copy;
     }
     copies_pending.resize(kept);
+}
+
+/* ---- arithmetic ---- */
+
+static inline int here(int x)
+{
+    return x;
+}
+
+static inline float power_of_2(float x)
+{
+    float y = exp2f(x);
+
+    return std::isnormal(y) ? y : std::isinf(y) || std::isnan(y) ? y : 0.0f;
 }
 
 #endif
