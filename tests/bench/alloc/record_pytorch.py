@@ -3,7 +3,7 @@
 """Records what another program asks its allocator for: PyTorch, while diffusers' FluxPipeline makes
 images of mixed sizes at FLUX.1-dev's shapes, with block-wise ("group") offload on a copy stream.
 
-usage: record_pytorch.py OUT [--fake] [--images 50] [--steps 1] [--layers 3,6,4,2] [--seed 17]
+usage: record_pytorch.py OUT [--fake] [--images 50] [--steps 1] [--layers 2,4,3,2] [--seed 17]
                          [--tokenizers etc/mini] [--least]
 
 Weights are random and every kind of layer is there at its full size; of each stack of equal layers
@@ -12,11 +12,13 @@ repeats from layer to layer and from step to step: with block-wise offload two l
 device whatever their number. OUT is a trace as alloc/trace.h describes it, stream 0 computing,
 stream 1 copying, a mark after each image.
 
-On a GPU two processes run, one for each policy of PyTorch's allocator (default and expandable
-segments). The first records with torch.cuda.memory._record_memory_history, libraries' workspaces
-included. Both report what PyTorch says of itself: peaks requested and reserved, fragmentation after
-images, and with --least the smallest limit (set_per_process_memory_fraction) under which all images
-complete, to 16 MiB. The figures are printed and stand at the head of OUT.
+On a GPU two processes run side by side, one for each policy of PyTorch's allocator (default and
+expandable segments). The first records with torch.cuda.memory._record_memory_history, libraries'
+workspaces included. Both report what PyTorch says of itself: peaks requested and reserved,
+fragmentation after images, and with --least how many images fail when the limit
+(set_per_process_memory_fraction) is 110 % of the peak requested, and the least under which none
+does, to 16 MiB. The figures are printed and stand at the head of OUT,
+which is written anew with each, so that a run cut short leaves what it has found.
 
 With --fake no GPU is needed and nothing is computed: the same pipeline and the same offload hooks
 run on FakeTensors of a device that is not there, and each storage is noted when it is made and when
@@ -31,9 +33,12 @@ import gc
 import json
 import os
 import pathlib
+import queue
 import random
 import subprocess
 import sys
+import threading
+import time
 import weakref
 from unittest import mock
 
@@ -51,11 +56,11 @@ def read_options():
     parser.add_argument("--fake", action="store_true")
     parser.add_argument("--images", type=int, default=50)
     parser.add_argument("--steps", type=int, default=1)
-    parser.add_argument("--layers", default="3,6,4,2")
+    parser.add_argument("--layers", default="2,4,3,2")
     parser.add_argument("--seed", type=int, default=17)
     parser.add_argument("--tokenizers", default=str(HERE.parents[2] / "etc" / "mini"))
     parser.add_argument("--least", action="store_true")
-    parser.add_argument("--child", help=argparse.SUPPRESS)  # where it writes the trace, or "-"
+    parser.add_argument("--child", help=argparse.SUPPRESS)  # writes its trace there, or none: "-"
     options = parser.parse_args()
     if options.out is None and options.child is None:
         parser.error("where should the trace go?")
@@ -76,23 +81,25 @@ def config(name, **changes):
     return json.loads((CONFIGS / name / "config.json").read_text()) | changes
 
 
-def make_models(options):
+def make_models(options, device="cpu"):
+    """In the host's memory; random numbers are drawn much faster on a GPU."""
     import diffusers
     import torch
     import transformers
     double, single, t5, clip = options.layers
     torch.set_default_dtype(torch.bfloat16)
-    models = {
-        "transformer": diffusers.FluxTransformer2DModel.from_config(
-            config("transformer", num_layers=double, num_single_layers=single)),
-        "text_encoder_2": transformers.T5EncoderModel(
-            transformers.T5Config(**config("text_encoder_2", num_layers=t5))),
-        "text_encoder": transformers.CLIPTextModel(
-            transformers.CLIPTextConfig(**config("text_encoder", num_hidden_layers=clip))),
-        "vae": diffusers.AutoencoderKL.from_config(config("vae")),
-    }
+    with torch.device(device):
+        models = {
+            "transformer": diffusers.FluxTransformer2DModel.from_config(
+                config("transformer", num_layers=double, num_single_layers=single)),
+            "text_encoder_2": transformers.T5EncoderModel(
+                transformers.T5Config(**config("text_encoder_2", num_layers=t5))),
+            "text_encoder": transformers.CLIPTextModel(
+                transformers.CLIPTextConfig(**config("text_encoder", num_hidden_layers=clip))),
+            "vae": diffusers.AutoencoderKL.from_config(config("vae")),
+        }
     torch.set_default_dtype(torch.float32)
-    return {name: model.eval().requires_grad_(False) for name, model in models.items()}
+    return {name: model.eval().requires_grad_(False).to("cpu") for name, model in models.items()}
 
 
 def make_parts(options):
@@ -123,10 +130,14 @@ def make_pipeline(models, parts):
     return pipeline
 
 
-def paint(pipeline, options, after_image):
+def paint(pipeline, options, width, height):
+    pipeline("a large red circle on a white background", width=width, height=height,
+             num_inference_steps=options.steps, guidance_scale=3.5, output_type="pt")
+
+
+def paint_all(pipeline, options, after_image):
     for i, (width, height) in enumerate(sizes(options)):
-        pipeline("a large red circle on a white background", width=width, height=height,
-                 num_inference_steps=options.steps, guidance_scale=3.5, output_type="pt")
+        paint(pipeline, options, width, height)
         after_image(i, width, height)
 
 
@@ -222,7 +233,7 @@ def record_fake(options):
     with fake_device(recorder):
         pipeline = make_pipeline(make_models(options), parts)
         with recorder:
-            paint(pipeline, options, lambda *image: recorder.lines.append(mark_line(*image)))
+            paint_all(pipeline, options, lambda *image: recorder.lines.append(mark_line(*image)))
         lines = recorder.lines[:]  # what dies with the pipeline is no part of it
     head = ["FakeTensors: requests as PyTorch's dispatcher sees them; no workspaces of libraries,",
             "no temporaries inside operations. What PyTorch's own policies make of the same run is",
@@ -258,8 +269,8 @@ def read_history(options):
     return lines
 
 
-def empty_device(pipeline):
-    """After an image that failed in the middle, some layers are still there."""
+def offload(pipeline):
+    """After an image that failed in the middle, some layers are still on the device."""
     import torch
     for model in pipeline.components.values():
         for module in model.modules() if isinstance(model, torch.nn.Module) else ():
@@ -268,32 +279,58 @@ def empty_device(pipeline):
             if hook:
                 hook.group.offload_()
     gc.collect()
-    torch.cuda.empty_cache()
 
 
-def completes(pipeline, options, limit):
+def failures(pipeline, options, limit, most):
+    """How many of the images find no memory within the limit; with `most` of them it ends."""
     import torch
     total = torch.cuda.get_device_properties(0).total_memory
-    empty_device(pipeline)
+    torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
-    try:
-        paint(pipeline, options, lambda *image: None)
-        return True
-    except torch.OutOfMemoryError:
-        return False
+    count = 0
+    for size in sizes(options):
+        failed = False
+        try:
+            paint(pipeline, options, *size)
+        except torch.OutOfMemoryError:
+            failed = True
+        if failed:
+            offload(pipeline)
+            count += 1
+        if count == most:
+            break
+    return count
 
 
-def find_least(pipeline, options, low, high):
-    while high - low > 16 * MIB:
+def find_least(pipeline, options, figures):
+    """First how many images fail with 110 % of the peak, then halves the interval in which the
+    least limit lies, until it is short. Yields what is known, whenever it is more."""
+    low, high = figures["requested"], figures["reserved"]
+    middle = figures["requested"] * 11 // 10
+    figures["failed"] = failures(pipeline, options, middle, options.images)
+    figures["least"] = (middle, high) if figures["failed"] else (low, min(middle, high))
+    yield figures
+    while figures["least"][1] - figures["least"][0] > 16 * MIB:
+        low, high = figures["least"]
         middle = (low + high) // 2
-        low, high = (low, middle) if completes(pipeline, options, middle) else (middle, high)
-    return high
+        failed = failures(pipeline, options, middle, 1)
+        figures["least"] = (middle, high) if failed else (low, middle)
+        yield figures
 
 
 def run_child(options):
-    """One policy, chosen by the environment: paints, and prints PyTorch's figures as JSON."""
+    """One policy, chosen by the environment: paints, and prints PyTorch's figures as JSON, a line
+    whenever there are more."""
     import torch
-    pipeline = make_pipeline(make_models(options), make_parts(options))
+    start = time.monotonic()
+
+    def tell(figures):
+        print(json.dumps(figures | {"seconds": time.monotonic() - start}), flush=True)
+
+    pipeline = make_pipeline(make_models(options, "cuda"), make_parts(options))
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    tell({})
     fragments = []
 
     def after_image(*_):
@@ -304,7 +341,7 @@ def run_child(options):
     with torch.no_grad():
         if options.child != "-":
             torch.cuda.memory._record_memory_history("all", context=None, max_entries=1 << 24)
-        paint(pipeline, options, after_image)
+        paint_all(pipeline, options, after_image)
         stats = torch.cuda.memory_stats()
         if options.child != "-":
             lines = read_history(options)
@@ -312,15 +349,15 @@ def run_child(options):
             pathlib.Path(options.child).write_text("\n".join(lines) + "\n")
         figures = {key: stats[f"{key}_bytes.all.peak"]
                    for key in ("requested", "allocated", "reserved")}
-        figures |= {"retries": stats["num_alloc_retries"], "end": fragments[-1],
-                    "worst": max(fragments), "device": torch.cuda.get_device_name()}
+        figures |= {"end": fragments[-1], "worst": max(fragments),
+                    "device": torch.cuda.get_device_name()}
+        tell(figures)
         if options.least:
-            figures["least"] = find_least(pipeline, options, figures["requested"],
-                                          figures["reserved"])
-    print(json.dumps(figures))
+            for more in find_least(pipeline, options, figures):
+                tell(more)
 
 
-def run_policy(options, policy, trace):
+def start_child(options, policy, trace):
     command = [sys.executable, __file__, "--child", trace, "--images", str(options.images),
                "--steps", str(options.steps), "--layers", ",".join(map(str, options.layers)),
                "--seed", str(options.seed), "--tokenizers", options.tokenizers]
@@ -328,9 +365,8 @@ def run_policy(options, policy, trace):
                    if name not in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")}
     if POLICIES[policy]:
         environment["PYTORCH_CUDA_ALLOC_CONF"] = POLICIES[policy]
-    result = subprocess.run(command + ["--least"] * options.least, check=True,
-                            stdout=subprocess.PIPE, text=True, env=environment)
-    return json.loads(result.stdout.splitlines()[-1])
+    return subprocess.Popen(command + ["--least"] * options.least, stdout=subprocess.PIPE,
+                            text=True, env=environment)
 
 
 def describe_policy(policy, figures):
@@ -340,19 +376,46 @@ def describe_policy(policy, figures):
             f"{100 * (1 - requested / figures['reserved']):.1f} %, fragmentation "
             f"{100 * figures['end']:.1f} % at the end, {100 * figures['worst']:.1f} % at worst")
     if "least" in figures:
-        line += (f"; least limit {figures['least'] / MIB:.0f} MiB, E "
-                 f"{100 * (1 - requested / figures['least']):.1f} %")
+        low, high = figures["least"]
+        line += (f"; {figures['failed']} images fail with 110 % of the peak requested; least limit "
+                 f"above {low / MIB:.0f} MiB, at most {high / MIB:.0f}, E "
+                 f"{100 * (1 - requested / high):.1f} %")
     return line
 
 
 def record_gpu(options):
-    part = options.out + ".part"
-    figures = {policy: run_policy(options, policy, part if i == 0 else "-")
-               for i, policy in enumerate(POLICIES)}
-    lines = pathlib.Path(part).read_text().splitlines()
+    """Yields what is known so far, whenever it is more."""
+    part, told = options.out + ".part", queue.Queue()
+
+    def listen(policy, child):
+        for line in child.stdout:
+            if line.startswith("{"):
+                told.put((policy, json.loads(line)))
+        told.put((policy, None))
+
+    children = {policy: start_child(options, policy, part if i == 0 else "-")
+                for i, policy in enumerate(POLICIES)}
+    for item in children.items():
+        threading.Thread(target=listen, args=item, daemon=True).start()
+    figures, running = {}, len(children)
+    while running > 0:
+        policy, more = told.get()
+        running -= more is None
+        if not more:
+            continue
+        seconds = more.pop("seconds")
+        print(f"{seconds:.0f} s,", describe_policy(policy, more) if more else f"{policy}: loaded",
+              flush=True)
+        figures |= {policy: more} if more else {}
+        if not figures:
+            continue
+        device = next(iter(figures.values()))["device"]
+        head = [f"On {device}; what PyTorch reported of itself:"]
+        head += [describe_policy(*item) for item in figures.items()]
+        yield head, (pathlib.Path(part).read_text().splitlines() if os.path.exists(part) else [])
+    if any(child.wait() != 0 for child in children.values()):
+        sys.exit("one of the two failed")
     os.unlink(part)
-    head = [f"On {figures['default']['device']}; what PyTorch reported of itself:"]
-    return head + [describe_policy(*item) for item in figures.items()], lines
 
 
 def main():
@@ -362,14 +425,14 @@ def main():
         return
     import diffusers
     import torch
-    head, lines = record_fake(options) if options.fake else record_gpu(options)
     title = [f"FluxPipeline of diffusers {diffusers.__version__} on PyTorch {torch.__version__}, "
              f"{options.images} images of 512 to 1024 px a side,",
              f"{options.steps} step(s), FLUX.1-dev's shapes; double, single, T5, CLIP layers: "
              f"{', '.join(map(str, options.layers))}; block-wise offload.",
              "Recorded by tests/bench/alloc/record_pytorch.py " + " ".join(sys.argv[2:])]
-    text = [f"# {line}".rstrip() for line in title + head] + lines
-    pathlib.Path(options.out).write_text("\n".join(text) + "\n")
+    for head, lines in [record_fake(options)] if options.fake else record_gpu(options):
+        text = [f"# {line}".rstrip() for line in title + head] + lines
+        pathlib.Path(options.out).write_text("\n".join(text) + "\n")
     print("\n".join(title + head + [f"{len(lines)} lines"]))
 
 
