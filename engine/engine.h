@@ -206,8 +206,8 @@ struct engine_forecast {
     struct forecast_blocks blocks[FORECAST_KINDS]; /* of the step pass, by kind */
     char *map;             /* a letter for each of its blocks: '#' stays, '.' passes; to be freed */
     uint64_t weight_bytes; /* of the step pass */
-    uint64_t slot_bytes, link_bytes; /* of one slot of the ring; over the link in each step */
-    int slots;
+    uint64_t ring_bytes;   /* that others pass through */
+    uint64_t link_bytes;   /* over the link in each step */
 
     double step_s, step_compute_s, step_copy_s;                 /* of one picture alone */
     double text_s, condition_s, denoise_s, decode_s, picture_s; /* the second picture … */

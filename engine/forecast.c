@@ -128,8 +128,7 @@ static void look_at_plan(struct engine_forecast *forecast, struct engine *engine
         forecast->map[i] = offload->resident[i] ? '#' : '.';
         forecast->weight_bytes += list->blocks[i]->bytes;
     }
-    forecast->slot_bytes = offload->slot_bytes;
-    forecast->slots = offload->slot_bytes > 0 ? RING_SLOTS : 0;
+    forecast->ring_bytes = offload->ring_bytes;
     forecast->link_bytes = engine->streamed_bytes;
     engine_memory(engine, &memory);
     forecast->budget = memory.budget;

@@ -49,7 +49,7 @@ static void ring_drop(struct offload *offload)
     arena_free(offload->arena, offload->ring, COMPUTE_STREAM);
     offload->ring = 0;
     offload->ring_ticket = 0;
-    offload->slot_bytes = 0;
+    offload->ring_bytes = 0;
 }
 
 void offload_drop(struct offload *offload)
@@ -66,6 +66,7 @@ void offload_finish(struct offload *offload)
     if (offload->arena != NULL)
         offload_drop(offload);
     free(offload->resident);
+    free(offload->bytes);
     *offload = (struct offload){0};
 }
 
@@ -150,11 +151,8 @@ static int case_create(struct list_case *of, const struct block_list *list, uint
     of->bytes = calloc(list->count + 1, sizeof *of->bytes);
     of->held = calloc(list->count + 1, sizeof *of->held);
     of->compute_s = calloc(list->count + 1, sizeof *of->compute_s);
-    of->c = (struct residency_case){.bytes = of->bytes,
-                                    .held = of->held,
-                                    .count = list->count,
-                                    .slots = RING_SLOTS,
-                                    .page_bytes = page_bytes};
+    of->c = (struct residency_case){
+        .bytes = of->bytes, .held = of->held, .count = list->count, .page_bytes = page_bytes};
     if (of->bytes == NULL || of->held == NULL || of->compute_s == NULL)
         return -ENOMEM;
     for (size_t i = 0; i < list->count; i++)
@@ -244,13 +242,16 @@ static int plan(const struct offload *offload, struct list_case *of, bool *resid
 static int grow(struct offload *offload, size_t count)
 {
     bool *grown;
+    uint64_t *bytes;
 
     if (count <= offload->capacity)
         return 0;
     grown = realloc(offload->resident, 3 * count * sizeof *grown);
-    if (grown == NULL)
+    offload->resident = grown != NULL ? grown : offload->resident;
+    bytes = realloc(offload->bytes, count * sizeof *bytes);
+    offload->bytes = bytes != NULL ? bytes : offload->bytes;
+    if (grown == NULL || bytes == NULL)
         return -ENOMEM;
-    offload->resident = grown;
     offload->stays = grown + count;
     offload->other = grown + 2 * count;
     offload->capacity = count;
@@ -306,8 +307,8 @@ bool offload_outdated(struct offload *offload)
         case_measure(offload, &of, list)) {
         offload->guessed = false;
         outdated = plan(offload, &of, offload->other, offload->room, &residency) == 0 &&
-                   residency_period(&of.c, offload->other) <
-                       GAIN * residency_period(&of.c, offload->resident);
+                   residency_period(&of.c, offload->other, residency.ring_bytes) <
+                       GAIN * residency_period(&of.c, offload->resident, offload->ring_bytes);
     }
     case_finish(&of);
     return outdated;
@@ -327,22 +328,24 @@ int offload_begin(struct offload *offload, struct block_list *list, uint64_t roo
     for (size_t l = 0; l < offload->list_count; l++)
         if (offload->lists[l] == list)
             offload->component = offload->components[l];
-    for (size_t i = 0; i < list->count; i++)
+    for (size_t i = 0; i < list->count; i++) {
         offload->stays[i] = offload->resident[i] || list->blocks[i]->memory != NULL;
-    offload->slots = ring_empty(list->count, offload->stays);
+        offload->bytes[i] = list->blocks[i]->bytes;
+    }
+    offload->slots = ring_empty(list->count, offload->stays, offload->bytes, residency.ring_bytes);
     offload->stats.resident = residency.resident;
     offload->stats.streamed = residency.streamed;
-    offload->stats.streamed_bytes = residency.streamed > RING_SLOTS
-                                        ? residency.streamed_bytes
-                                        : 0; /* else the ring holds them */
+    offload->stats.streamed_bytes = residency.streamed_bytes;
+    if (residency.streamed <= RING_SLOTS && residency.streamed_bytes <= residency.ring_bytes)
+        offload->stats.streamed_bytes = 0; /* the ring holds them */
     if (residency.ring_bytes == 0)
         return 0;
-    result = allocate(offload, RING_SLOTS * residency.slot_bytes, false, &offload->ring);
+    result = allocate(offload, residency.ring_bytes, false, &offload->ring);
     if (result != 0) {
         offload->pass = NULL;
         return out_of_memory(offload, result, residency.ring_bytes, err);
     }
-    offload->slot_bytes = residency.slot_bytes;
+    offload->ring_bytes = residency.ring_bytes;
     return 0;
 }
 
@@ -371,12 +374,13 @@ static void block_load(struct offload *offload, size_t j, uintptr_t address)
 
 static void load_into(struct offload *offload, int slot, size_t j)
 {
-    size_t before = offload->slots.held[slot];
+    struct ring before = offload->slots;
 
-    if (before != RING_EMPTY)
-        block_bind(offload->pass->blocks[before], NULL);
-    offload->slots.held[slot] = j;
-    block_load(offload, j, offload->ring + (uint64_t)slot * offload->slot_bytes);
+    ring_put(&offload->slots, slot, j);
+    for (int s = 0; s < RING_SLOTS; s++)
+        if (before.held[s] != RING_EMPTY && ring_slot(&offload->slots, before.held[s]) < 0)
+            block_bind(offload->pass->blocks[before.held[s]], NULL);
+    block_load(offload, j, offload->ring + ring_offset(&offload->slots, slot, j));
     offload->ring_ticket = offload->pass->blocks[j]->ticket;
 }
 
@@ -384,7 +388,7 @@ static void load_into(struct offload *offload, int slot, size_t j)
 static int load_resident(struct offload *offload, size_t j)
 {
     struct block *block = offload->pass->blocks[j];
-    bool must = offload->slot_bytes < block->bytes; /* it can't pass through the ring */
+    bool must = offload->ring_bytes < block->bytes; /* it can't pass through the ring */
     uintptr_t address;
     int result = allocate(offload, block->bytes, true, &address);
 
@@ -395,21 +399,25 @@ static int load_resident(struct offload *offload, size_t j)
     return result;
 }
 
-/* Loads block j, which is not there and is needed before any other. */
+/* Loads block j, which is not there and is needed before any other; unless it has to wait for the
+ * ring until the block in use is done. */
 static int load(struct offload *offload, size_t j, struct error *err)
 {
     struct block *block = offload->pass->blocks[j];
+    int slot;
 
     if (offload->resident[j]) {
         int result = load_resident(offload, j);
 
         if (result == 0)
             return 0;
-        if (offload->slot_bytes < block->bytes)
+        if (offload->ring_bytes < block->bytes)
             return out_of_memory(offload, result, block->bytes, err);
         offload->resident[j] = offload->stays[j] = false;
     }
-    load_into(offload, ring_find(&offload->slots, offload->turn, 0), j);
+    slot = ring_find(&offload->slots, offload->turn, j, 0);
+    if (slot >= 0)
+        load_into(offload, slot, j);
     return 0;
 }
 

@@ -3,11 +3,11 @@
  * Sequential offload: weights are on the device when they are needed, under a budget.
  *
  * Work is done in passes over a list of blocks. Before a pass the plan (residency.h) decides which
- * blocks stay on the device; the others go through a ring of slots. As soon as the work with a
- * block in the ring is queued, the next one that is not there is queued to be copied into its slot,
- * behind that work, however many blocks lie between: so copies follow each other without a gap, and
- * the host waits for neither. Blocks of other passes stay as long as nobody needs their memory: the
- * arena asks for it through `offload_evict`.
+ * blocks stay on the device; the others go through a ring (ring.h). As soon as the work with a
+ * block in the ring is queued, the next one that is not there is queued to be copied into its
+ * place, behind that work, however many blocks lie between: so copies follow each other without a
+ * gap, and the host waits for neither. Blocks of other passes stay as long as nobody needs their
+ * memory: the arena asks for it through `offload_evict`.
  */
 #ifndef FLUXFS_ENGINE_OFFLOAD_H
 #define FLUXFS_ENGINE_OFFLOAD_H
@@ -39,9 +39,10 @@ struct offload {
     bool *other;    /* work: of another plan */
     bool *stays;    /* the same, and those that are still there from before: not for the ring */
     size_t capacity;
+    uint64_t *bytes;      /* [blocks of the pass] */
     uintptr_t ring;       /* address in the arena, 0 if none */
     uint64_t ring_ticket; /* of the last copy into it */
-    uint64_t slot_bytes;
+    uint64_t ring_bytes;
     struct ring slots;
     size_t turn;          /* of the block in use, in the pass … */
     struct block *in_use; /* … which is never evicted */

@@ -6,36 +6,16 @@
 
 #include "engine/schedule.h"
 
-static uint64_t ring_of(const struct residency_case *c, uint64_t slot_bytes)
+static uint64_t in_pages(const struct residency_case *c, uint64_t bytes)
 {
-    uint64_t bytes = slot_bytes * (uint64_t)c->slots;
-
     return (bytes + c->page_bytes - 1) / c->page_bytes * c->page_bytes;
 }
 
-/* Adds up a choice. */
-static struct residency measure(const struct residency_case *c, const bool *resident)
-{
-    struct residency plan = {0};
-
-    for (size_t i = 0; i < c->count; i++) {
-        if (resident[i]) {
-            plan.resident++;
-            plan.resident_bytes += c->held[i];
-        } else {
-            plan.streamed++;
-            plan.streamed_bytes += c->bytes[i];
-            plan.slot_bytes = c->bytes[i] > plan.slot_bytes ? c->bytes[i] : plan.slot_bytes;
-        }
-    }
-    plan.ring_bytes = ring_of(c, plan.slot_bytes);
-    return plan;
-}
-
-/* What decides: blocks longer than a slot stay; those with little to compute for their size stay
+/* What decides: blocks longer than some stay; those with little to compute for their size stay
  * before others do, for a copy finds little to hide behind there. */
 struct choice {
-    uint64_t slot_bytes;
+    uint64_t longest_bytes; /* that may pass */
+    uint64_t ring_bytes;
     double density; /* seconds of computing for a byte, up to which blocks come first */
 };
 
@@ -59,11 +39,11 @@ static void spread(const struct residency_case *c, const struct choice *choice, 
     double share, earned = 0;
 
     for (size_t i = 0; i < c->count; i++)
-        if (c->bytes[i] <= choice->slot_bytes && is_first(c, choice, i) == first)
+        if (c->bytes[i] <= choice->longest_bytes && is_first(c, choice, i) == first)
             all += c->held[i];
     share = all > 0 ? (double)*room / (double)all : 0;
     for (size_t i = 0; i < c->count; i++) {
-        if (c->bytes[i] > choice->slot_bytes || is_first(c, choice, i) != first)
+        if (c->bytes[i] > choice->longest_bytes || is_first(c, choice, i) != first)
             continue;
         earned += (double)c->held[i] * share;
         resident[i] = earned >= (double)c->held[i] * 0.999999 && used + c->held[i] <= *room;
@@ -77,13 +57,13 @@ static void spread(const struct residency_case *c, const struct choice *choice, 
 
 static bool choose(const struct residency_case *c, const struct choice *choice, bool *resident)
 {
-    uint64_t room = c->room;
+    uint64_t room = c->room, ring = in_pages(c, choice->ring_bytes);
 
-    if (ring_of(c, choice->slot_bytes) > room)
+    if (ring > room)
         return false;
-    room -= ring_of(c, choice->slot_bytes);
+    room -= ring;
     for (size_t i = 0; i < c->count; i++) {
-        resident[i] = c->bytes[i] > choice->slot_bytes;
+        resident[i] = c->bytes[i] > choice->longest_bytes;
         if (resident[i] && c->held[i] > room)
             return false;
         room -= resident[i] ? c->held[i] : 0;
@@ -100,15 +80,30 @@ static bool choose(const struct residency_case *c, const struct choice *choice, 
     return true;
 }
 
-/* The next longer slot that some block fills, above `slot_bytes`; 0 if there is none. */
-static uint64_t next_slot(const struct residency_case *c, uint64_t slot_bytes)
+/* The next longer block, above `bytes`; 0 if there is none. */
+static uint64_t next_longest(const struct residency_case *c, uint64_t bytes)
 {
     uint64_t next = 0;
 
     for (size_t i = 0; i < c->count; i++)
-        if (c->bytes[i] > slot_bytes && (next == 0 || c->bytes[i] < next))
+        if (c->bytes[i] > bytes && (next == 0 || c->bytes[i] < next))
             next = c->bytes[i];
     return next;
+}
+
+/* Two blocks that follow each other, of those that may pass. */
+static uint64_t longest_pair(const struct residency_case *c, uint64_t longest_bytes)
+{
+    uint64_t before = 0, first = 0, pair = 0;
+
+    for (size_t i = 0; i < c->count; i++) {
+        if (c->bytes[i] > longest_bytes)
+            continue;
+        first = first == 0 ? c->bytes[i] : first;
+        pair = before + c->bytes[i] > pair ? before + c->bytes[i] : pair;
+        before = c->bytes[i];
+    }
+    return before + first > pair ? before + first : pair;
 }
 
 /* The next higher density of some block, above `density`; infinite if there is none. */
@@ -127,68 +122,89 @@ static double next_density(const struct residency_case *c, double density)
  */
 #define COPY_SHARE 2.0
 
-double residency_period(const struct residency_case *c, const bool *resident)
+double residency_period(const struct residency_case *c, const bool *resident, uint64_t ring_bytes)
 {
     return schedule_period(
         &(struct schedule_case){.count = c->count,
                                 .stays = resident,
                                 .bytes = c->bytes,
+                                .ring_bytes = ring_bytes,
                                 .copy_byte_s = c->compute_s != NULL ? c->copy_byte_s : COPY_SHARE,
                                 .compute_s = c->compute_s,
                                 .compute_byte_s = 1,
                                 .in_turn = c->in_turn});
 }
 
-/* The best density for slots of one length, and how long a run takes then. */
-static double best_density(const struct residency_case *c, struct choice *choice, bool *resident)
+/* The best so far, and how long a run takes with it. */
+struct found {
+    struct choice choice;
+    double period;
+};
+
+static void try_densities(const struct residency_case *c, struct choice choice, bool *resident,
+                          struct found *best)
 {
-    double best = INFINITY, best_at = -1;
+    choice.density = -1;
+    while (choice.density < INFINITY && choose(c, &choice, resident)) {
+        double period = residency_period(c, resident, choice.ring_bytes);
 
-    choice->density = -1;
-    while (choice->density < INFINITY && choose(c, choice, resident)) {
-        double now = residency_period(c, resident);
-
-        best_at = now < best ? choice->density : best_at;
-        best = fmin(best, now);
-        choice->density = next_density(c, choice->density);
+        if (period < best->period)
+            *best = (struct found){choice, period};
+        choice.density = next_density(c, choice.density);
     }
-    choice->density = best_at;
-    return best;
+}
+
+/* Adds up a choice. */
+static struct residency measure(const struct residency_case *c, const bool *resident,
+                                uint64_t ring_bytes)
+{
+    struct residency plan = {0};
+
+    for (size_t i = 0; i < c->count; i++) {
+        if (resident[i]) {
+            plan.resident++;
+            plan.resident_bytes += c->held[i];
+        } else {
+            plan.streamed++;
+            plan.streamed_bytes += c->bytes[i];
+            plan.ring_bytes = ring_bytes;
+        }
+    }
+    return plan;
 }
 
 int residency_plan(const struct residency_case *c, bool *resident, struct residency *plan)
 {
-    struct choice choice = {0}, best = {0};
-    double least = INFINITY;
+    struct found best = {.period = INFINITY};
+    uint64_t longest = 0;
 
-    /* A slot for short blocks leaves more room, but keeps the long ones in it. */
+    /* A short ring leaves more room, but keeps long blocks in it, or copies from going on while
+     * the block before is in use. */
     do {
-        double now = best_density(c, &choice, resident);
+        const uint64_t rings[] = {2 * longest, longest_pair(c, longest), longest};
 
-        if (now < least) {
-            least = now;
-            best = choice;
-        }
-        choice.slot_bytes = next_slot(c, choice.slot_bytes);
-    } while (choice.slot_bytes > 0);
-    if (least == INFINITY)
+        for (size_t i = 0; i < sizeof rings / sizeof *rings; i++)
+            try_densities(c, (struct choice){longest, rings[i], 0}, resident, &best);
+        longest = next_longest(c, longest);
+    } while (longest > 0);
+    if (best.period == INFINITY)
         return -ENOMEM;
-    choose(c, &best, resident);
-    *plan = measure(c, resident);
+    choose(c, &best.choice, resident);
+    *plan = measure(c, resident, best.choice.ring_bytes);
     return 0;
 }
 
 uint64_t residency_least(const struct residency_case *c)
 {
-    uint64_t slot_bytes = 0, least = UINT64_MAX;
+    uint64_t longest = 0, least = UINT64_MAX;
 
     do {
-        uint64_t bytes = ring_of(c, slot_bytes);
+        uint64_t bytes = in_pages(c, longest);
 
         for (size_t i = 0; i < c->count; i++)
-            bytes += c->bytes[i] > slot_bytes ? c->held[i] : 0;
+            bytes += c->bytes[i] > longest ? c->held[i] : 0;
         least = bytes < least ? bytes : least;
-        slot_bytes = next_slot(c, slot_bytes);
-    } while (slot_bytes > 0);
+        longest = next_longest(c, longest);
+    } while (longest > 0);
     return least;
 }

@@ -17,7 +17,6 @@ struct residency_case {
     const uint64_t *held;  /* what it takes where it stays, with rounding */
     size_t count;
     uint64_t room;
-    int slots;           /* of the ring, all as long as the longest block in it */
     uint64_t page_bytes; /* the ring is rounded up to these */
 
     /* Seconds to compute with each block, and to copy a byte, as measured; NULL: not yet known. */
@@ -28,19 +27,19 @@ struct residency_case {
 
 struct residency {
     uint64_t resident_bytes; /* held */
-    uint64_t slot_bytes;     /* of one slot: the longest streamed block; 0 if all stay */
-    uint64_t ring_bytes;     /* of all slots, in whole pages */
+    uint64_t ring_bytes;     /* 0 if all stay */
     uint64_t streamed_bytes;
     size_t resident, streamed;
 };
 
 /* Sets resident[i]. Blocks that are streamed lie evenly among the others, so that each copy has
- * computing to hide behind; how long slots are, and whether blocks stay first that hide least
+ * computing to hide behind; how long the ring is, and whether blocks stay first that hide least
  * themselves, is what takes least time (schedule.h). -ENOMEM if not even the ring fits. */
 int residency_plan(const struct residency_case *c, bool *resident, struct residency *plan);
 
-/* Seconds that a run takes with such residents; without figures, in units of computing a byte. */
-double residency_period(const struct residency_case *c, const bool *resident);
+/* Seconds that a run takes with such residents and such a ring; without figures, in units of
+ * computing a byte. */
+double residency_period(const struct residency_case *c, const bool *resident, uint64_t ring_bytes);
 
 /* The least room for which there is a plan. */
 uint64_t residency_least(const struct residency_case *c);

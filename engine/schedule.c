@@ -19,7 +19,7 @@ static double later(double a, double b)
 static void load(const struct schedule_case *c, struct ring *ring, struct clocks *clocks, int slot,
                  size_t j)
 {
-    ring->held[slot] = j;
+    ring_put(ring, slot, j);
     clocks->copy = later(clocks->copy, clocks->compute) + (double)c->bytes[j] * c->copy_byte_s;
     clocks->copied[slot] = clocks->copy;
     if (c->in_turn)
@@ -32,7 +32,7 @@ static void use(const struct schedule_case *c, struct ring *ring, struct clocks 
     int slot;
 
     if (!c->stays[i] && ring_slot(ring, i) < 0)
-        load(c, ring, clocks, ring_find(ring, i, 0), i);
+        load(c, ring, clocks, ring_find(ring, i, i, 0), i);
     while (ring_next(ring, i, &j, &slot))
         load(c, ring, clocks, slot, j);
     if (!c->stays[i])
@@ -43,7 +43,7 @@ static void use(const struct schedule_case *c, struct ring *ring, struct clocks 
 
 double schedule_period(const struct schedule_case *c)
 {
-    struct ring ring = ring_empty(c->count, c->stays);
+    struct ring ring = ring_empty(c->count, c->stays, c->bytes, c->ring_bytes);
     struct clocks clocks = {0};
     double start = 0;
 

@@ -18,6 +18,7 @@ struct schedule_case {
     size_t count;
     const bool *stays; /* blocks that are there and do not pass through the ring */
     const uint64_t *bytes;
+    uint64_t ring_bytes;
     double copy_byte_s; /* seconds to copy a byte */
     /* Seconds to compute with each block; NULL: so many for each of its bytes. */
     const double *compute_s;

@@ -57,9 +57,9 @@ static void print_blocks(const struct engine_forecast *f, FILE *out)
     print_size(out, f->link_bytes);
     fprintf(out, " of ");
     print_size(out, f->weight_bytes);
-    if (f->slots > 0) {
-        fprintf(out, ", through %d slots of ", f->slots);
-        print_size(out, f->slot_bytes);
+    if (f->ring_bytes > 0) {
+        fprintf(out, ", through a ring of ");
+        print_size(out, f->ring_bytes);
     }
     fprintf(out, "\n");
 }

@@ -64,7 +64,7 @@ static void check_sums(const struct engine_forecast *f)
         marked += *c == '#';
     EXPECT(count == 2 + 19 * 3 + 38 * 2 && (int)strlen(f->map) == count && marked == resident);
     EXPECT(all == f->weight_bytes);
-    EXPECT(f->link_bytes == streamed || (f->link_bytes == 0 && count - resident <= f->slots));
+    EXPECT(f->link_bytes == streamed || (f->link_bytes == 0 && streamed <= f->ring_bytes));
     EXPECT(sum_of(f->component, MEMORY_COMPONENTS) <= f->budget && f->peak_bytes <= f->budget);
 }
 
@@ -93,7 +93,7 @@ static void test_budgets(const char *configs)
 
     if (!EXPECT(foretell(&f, configs, 0, 1) == 0, "%s", err.text))
         return;
-    EXPECT(f.link_bytes == 0 && f.slots == 0);
+    EXPECT(f.link_bytes == 0 && f.ring_bytes == 0);
     check_sums(&f);
     check_times(&f);
     least = f.least_budget;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* The plan of residents against every choice there is, on short lists, and against what must hold
- * of every list, room and number of slots. */
+ * of every list and room. */
 #include "engine/residency.h"
 
 #include <errno.h>
@@ -30,9 +30,9 @@ static uint64_t in_pages(const struct list *list, uint64_t bytes)
     return (bytes + list->c.page_bytes - 1) / list->c.page_bytes * list->c.page_bytes;
 }
 
-static void list_init(struct list *list, int slots, uint64_t page)
+static void list_init(struct list *list, uint64_t page)
 {
-    *list = (struct list){.c = {.slots = slots, .page_bytes = page}};
+    *list = (struct list){.c = {.page_bytes = page}};
     list->c.bytes = list->bytes;
     list->c.held = list->held;
 }
@@ -61,10 +61,10 @@ static double sum_of(const double *values, size_t count)
     return all;
 }
 
-/* What a choice takes, and streams. */
+/* What a choice takes at least, and streams. */
 static uint64_t needed(const struct list *list, const bool *resident, uint64_t *streamed)
 {
-    uint64_t stay = 0, slot = 0;
+    uint64_t stay = 0, longest = 0;
 
     *streamed = 0;
     for (size_t i = 0; i < list->c.count; i++) {
@@ -72,10 +72,10 @@ static uint64_t needed(const struct list *list, const bool *resident, uint64_t *
             stay += list->held[i];
         else
             *streamed += list->bytes[i];
-        if (!resident[i] && list->bytes[i] > slot)
-            slot = list->bytes[i];
+        if (!resident[i] && list->bytes[i] > longest)
+            longest = list->bytes[i];
     }
-    return stay + in_pages(list, slot * (uint64_t)list->c.slots);
+    return stay + in_pages(list, longest);
 }
 
 /* The fewest bytes that have to be streamed, by trying every choice; UINT64_MAX if none fits. */
@@ -111,16 +111,15 @@ static bool check_plan(const struct list *list, struct residency *plan)
         return false;
     EXPECT(needed(list, resident, &streamed) <= room && streamed == plan->streamed_bytes);
     EXPECT(plan->resident + plan->streamed == list->c.count);
-    EXPECT(plan->ring_bytes == in_pages(list, plan->slot_bytes * (uint64_t)list->c.slots));
-    EXPECT(plan->resident_bytes + plan->ring_bytes <= room);
+    EXPECT(plan->resident_bytes + in_pages(list, plan->ring_bytes) <= room);
     EXPECT((plan->streamed == 0) == (sum(list->held, list->c.count) <= room),
            "all stay exactly if all fit");
     for (size_t i = 0; i < list->c.count; i++)
-        EXPECT(resident[i] || list->bytes[i] <= plan->slot_bytes);
+        EXPECT(resident[i] || list->bytes[i] <= plan->ring_bytes);
     return true;
 }
 
-/* Every room on short lists, with one, two and three slots; how much more is streamed than must. */
+/* Every room on short lists; how much more is streamed than must. */
 static void test_short_lists(void)
 {
     double streamed = 0, best = 0, resident = 0;
@@ -130,7 +129,7 @@ static void test_short_lists(void)
         struct residency plan;
         uint64_t must, least;
 
-        list_init(&list, 1 + (int)below(3), 1 + below(4));
+        list_init(&list, 1 + below(4));
         for (size_t i = 1 + below(9); i > 0; i--)
             list_add(&list, 1 + below(round % 2 == 0 ? 3 : 40));
         for (list.c.room = 0; list.c.room <= sum(list.held, list.c.count) + 1; list.c.room++) {
@@ -152,7 +151,7 @@ static void test_short_lists(void)
 /* FLUX.1-dev in bf16, in MB: 19 double blocks of three pieces, 38 single blocks of two. */
 static void flux(struct list *list)
 {
-    list_init(list, 2, 2);
+    list_init(list, 2);
     for (int i = 0; i < 19 * 3; i++)
         list_add(list, 151);
     for (int i = 0; i < 38; i++) {
@@ -162,11 +161,12 @@ static void flux(struct list *list)
 }
 
 /* When copying a byte takes twice as long as computing with it. */
-static double period(const struct list *list, const bool *resident)
+static double period(const struct list *list, const bool *resident, uint64_t ring_bytes)
 {
     return schedule_period(&(struct schedule_case){.count = list->c.count,
                                                    .stays = resident,
                                                    .bytes = list->bytes,
+                                                   .ring_bytes = ring_bytes,
                                                    .copy_byte_s = 2,
                                                    .compute_byte_s = 1});
 }
@@ -178,7 +178,7 @@ static double best_by_chance(const struct list *list)
 
     for (int round = 0; round < 100; round++) {
         bool resident[COUNT_MAX] = {false};
-        uint64_t streamed;
+        uint64_t streamed, left;
 
         for (int tries = 0; tries < 1000; tries++) {
             size_t i = below(list->c.count);
@@ -187,8 +187,12 @@ static double best_by_chance(const struct list *list)
             if (resident[i] && needed(list, resident, &streamed) > list->c.room)
                 resident[i] = false;
         }
-        if (needed(list, resident, &streamed) <= list->c.room && period(list, resident) < best)
-            best = period(list, resident);
+        if (needed(list, resident, &streamed) > list->c.room)
+            continue;
+        left = list->c.room;
+        for (size_t i = 0; i < list->c.count; i++)
+            left -= resident[i] ? list->held[i] : 0;
+        best = fmin(best, period(list, resident, left));
     }
     return best;
 }
@@ -212,11 +216,11 @@ static void test_time(void)
         EXPECT(residency_plan(&list.c, resident, &plan) == 0);
         least = 2 * (double)plan.streamed_bytes;
         least = least > (double)total ? least : (double)total;
-        takes = period(&list, resident);
-        printf("%2llu %% of the bytes: %3zu stay, %3zu stream, slots of %3llu MB, a step takes "
+        takes = period(&list, resident, plan.ring_bytes);
+        printf("%2llu %% of the bytes: %3zu stay, %3zu stream, a ring of %3llu MB, a step takes "
                "%.3f of copying or computing alone\n",
                (unsigned long long)percent, plan.resident, plan.streamed,
-               (unsigned long long)plan.slot_bytes, takes / least);
+               (unsigned long long)plan.ring_bytes, takes / least);
         EXPECT(takes < 1.15 * least, "%llu %%: %g", (unsigned long long)percent, takes / least);
         EXPECT(takes <= 1.01 * best_by_chance(&list), "%llu %%: %g", (unsigned long long)percent,
                best_by_chance(&list) / takes);
@@ -225,11 +229,13 @@ static void test_time(void)
 }
 
 /* Seconds of a run as measured speeds have it. */
-static double measured_period(const struct list *list, const bool *resident)
+static double measured_period(const struct list *list, const bool *resident,
+                              const struct residency *plan)
 {
     return schedule_period(&(struct schedule_case){.count = list->c.count,
                                                    .stays = resident,
                                                    .bytes = list->bytes,
+                                                   .ring_bytes = plan->ring_bytes,
                                                    .copy_byte_s = list->c.copy_byte_s,
                                                    .compute_s = list->c.compute_s,
                                                    .in_turn = list->c.in_turn});
@@ -264,10 +270,10 @@ static void test_figures(void)
         list.c.compute_s = NULL;
         EXPECT(residency_plan(&list.c, resident, &plan) == 0);
         measure(&list, compute_s);
-        guessed = measured_period(&list, resident);
+        guessed = measured_period(&list, resident, &plan);
         EXPECT(check_plan(&list, &plan));
         EXPECT(residency_plan(&list.c, resident, &plan) == 0);
-        takes = measured_period(&list, resident);
+        takes = measured_period(&list, resident, &plan);
         printf("%2llu %% of the bytes, figures known: a step takes %.3f of what it took\n",
                (unsigned long long)percent, takes / guessed);
         EXPECT(takes <= guessed * (1 + 1e-9), "%llu %%: %g, %g guessed",
@@ -287,7 +293,7 @@ static void test_any_figures(void)
         bool resident[16];
         double guessed, takes;
 
-        list_init(&list, 2, 1 + below(4));
+        list_init(&list, 1 + below(4));
         for (size_t i = 1 + below(9); i > 0; i--)
             list_add(&list, 1 + below(40));
         list.c.room = residency_least(&list.c) + below(60);
@@ -297,12 +303,12 @@ static void test_any_figures(void)
         list.c.compute_s = compute_s;
         list.c.copy_byte_s = (double)(1 + below(30)) / 4;
         list.c.in_turn = below(2) == 0;
-        guessed = measured_period(&list, resident);
+        guessed = measured_period(&list, resident, &plan);
         check_plan(&list, &plan);
         EXPECT(residency_plan(&list.c, resident, &plan) == 0);
-        takes = measured_period(&list, resident);
+        takes = measured_period(&list, resident, &plan);
         EXPECT(takes <= guessed * (1 + 1e-9), "%g, %g guessed", takes, guessed);
-        if (list.c.in_turn && plan.streamed <= 2)
+        if (list.c.in_turn && plan.streamed <= 2 && plan.streamed_bytes <= plan.ring_bytes)
             EXPECT(fabs(takes - sum_of(compute_s, list.c.count)) < 1e-9 * takes);
     }
 }
@@ -312,12 +318,12 @@ static void test_edges(void)
     struct residency plan;
     struct list list;
 
-    list_init(&list, 2, 1);
+    list_init(&list, 1);
     EXPECT(residency_least(&list.c) == 0 && check_plan(&list, &plan));
     list_add(&list, 7);
     for (list.c.room = 0; list.c.room <= 8; list.c.room++)
         check_plan(&list, &plan);
-    list_init(&list, 2, 1);
+    list_init(&list, 1);
     list_add(&list, UINT64_C(1) << 40);
     list_add(&list, 1);
     list_add(&list, UINT64_C(1) << 40);
@@ -327,7 +333,7 @@ static void test_edges(void)
     list.c.room = UINT64_MAX;
     EXPECT(check_plan(&list, &plan) && plan.streamed == 0);
     /* What stays may take less than a page, what streams never does. */
-    list_init(&list, 2, 100);
+    list_init(&list, 100);
     for (int i = 0; i < 8; i++)
         list_add(&list, 10);
     for (int i = 0; i < 8; i++)

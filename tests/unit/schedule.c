@@ -179,6 +179,7 @@ static double try_plan(struct pass *p)
     struct schedule_case c = {.count = p->list.count,
                               .stays = p->offload.stays,
                               .bytes = p->bytes,
+                              .ring_bytes = p->offload.ring_bytes,
                               .copy_byte_s = p->device.copy_byte_s,
                               .compute_s = p->compute_s};
     double start, takes, copy_s, longer, shorter;
@@ -197,7 +198,7 @@ static double try_plan(struct pass *p)
     longer = copy_s > p->all_compute_s ? copy_s : p->all_compute_s;
     shorter = copy_s > p->all_compute_s ? p->all_compute_s : copy_s;
     EXPECT(takes >= longer * (1 - 1e-9) && takes <= (copy_s + p->all_compute_s) * (1 + 1e-9));
-    if (p->offload.stats.streamed <= RING_SLOTS)
+    if (p->offload.stats.streamed_bytes == 0)
         EXPECT(copy_s == 0, "what the ring holds is copied once");
     return shorter > 0.1 * longer ? (longer + shorter - takes) / shorter : 1;
 }
@@ -211,7 +212,7 @@ static void test_plans(void)
         static struct pass p;
 
         pass_create(&p);
-        if (p.offload.stats.streamed > RING_SLOTS) {
+        if (p.offload.stats.streamed_bytes > 0) {
             hidden += try_plan(&p);
             streaming++;
         } else {
@@ -231,8 +232,12 @@ static void test_link_is_busy(void)
     enum { COUNT = 20 };
     bool stays[COUNT];
     uint64_t bytes[COUNT];
-    struct schedule_case c = {
-        .count = COUNT, .stays = stays, .bytes = bytes, .copy_byte_s = 2, .compute_byte_s = 1};
+    struct schedule_case c = {.count = COUNT,
+                              .stays = stays,
+                              .bytes = bytes,
+                              .ring_bytes = 20,
+                              .copy_byte_s = 2,
+                              .compute_byte_s = 1};
 
     for (size_t i = 0; i < COUNT; i++) {
         stays[i] = i % 2 == 1;
@@ -245,8 +250,19 @@ static void test_link_is_busy(void)
     EXPECT(close_to(schedule_period(&c), 2 * 10 * COUNT), "bound by the link");
     c.copy_byte_s = 0.5;
     EXPECT(close_to(schedule_period(&c), 10 * COUNT), "bound by computing");
+    c.ring_bytes = 19;
+    EXPECT(close_to(schedule_period(&c), 15 * COUNT), "one at a time");
+    c.ring_bytes = 20;
     c.in_turn = true;
     EXPECT(close_to(schedule_period(&c), 15 * COUNT), "each waits for the other");
+}
+
+/* What is in the ring does not overlap. */
+static bool lies_apart(const struct ring *ring)
+{
+    return ring->held[0] == RING_EMPTY || ring->held[1] == RING_EMPTY ||
+           ring_offset(ring, 0, ring->held[0]) + ring->bytes[ring->held[0]] <=
+               ring_offset(ring, 1, ring->held[1]);
 }
 
 /* While block i is in use the ring is filled with what comes next, in order, and what is needed
@@ -255,30 +271,41 @@ static void test_ring(void)
 {
     for (int round = 0; round < 2000; round++) {
         bool stays[BLOCKS_MAX];
+        uint64_t bytes[BLOCKS_MAX], size = 20 + below(20);
         size_t count = 1 + below(BLOCKS_MAX), i = 0;
-        struct ring ring = ring_empty(count, stays);
+        struct ring ring = ring_empty(count, stays, bytes, size);
 
-        for (size_t b = 0; b < count; b++)
+        for (size_t b = 0; b < count; b++) {
             stays[b] = below(3) == 0;
+            bytes[b] = 1 + below(20);
+        }
         ring.wrap = below(2) == 0;
         for (int turn = 0; turn < 60; turn++, i = (i + 1) % count) {
             size_t next;
             int slot;
 
             if (!ring.wrap && i == 0)
-                ring = ring_empty(count, stays);
+                ring = ring_empty(count, stays, bytes, size);
             if (!stays[i] && ring_slot(&ring, i) < 0)
-                ring.held[ring_find(&ring, i, 0)] = i;
+                ring_put(&ring, ring_find(&ring, i, i, 0), i);
             while (ring_next(&ring, i, &next, &slot)) {
-                size_t given_up = ring.held[slot], away = (next + count - i) % count;
+                struct ring before = ring;
+                size_t away = (next + count - i) % count;
 
-                EXPECT(!stays[next] && ring_slot(&ring, next) < 0 && given_up != i);
-                EXPECT(given_up == RING_EMPTY || (given_up + count - i) % count > away ||
-                       (!ring.wrap && given_up < i));
+                EXPECT(!stays[next] && ring_slot(&ring, next) < 0);
+                ring_put(&ring, slot, next);
+                for (int s = 0; s < RING_SLOTS; s++) {
+                    size_t given_up = before.held[s];
+
+                    if (given_up == RING_EMPTY || ring_slot(&ring, given_up) >= 0)
+                        continue;
+                    EXPECT(given_up != i &&
+                           ((given_up + count - i) % count > away || (!ring.wrap && given_up < i)));
+                }
                 for (size_t n = 1; n < away; n++)
                     EXPECT(stays[(i + n) % count] || ring_slot(&ring, (i + n) % count) >= 0,
                            "nearer blocks come first");
-                ring.held[slot] = next;
+                EXPECT(lies_apart(&ring));
             }
             EXPECT(stays[i] || ring_slot(&ring, i) >= 0, "the block in use stays");
         }
