@@ -17,7 +17,7 @@
 #include "engine/error.h"
 #include "engine/tensor.h"
 
-#define BACKEND_ABI 8
+#define BACKEND_ABI 9
 
 enum activation {
     ACTIVATION_NONE,
@@ -67,6 +67,31 @@ struct group_norm {
     struct tensor affine, sums, weight, bias;
     int64_t rows; /* of all parts */
     int groups;
+    float eps;
+};
+
+/* Queries and keys, in place, per head: rms_norm by a weight fp32 [1,size], then rotation of
+ * adjacent pairs: rope fp32 [rows, size] holds cos, sin, cos, sin … of each pair. q and k [rows,
+ * heads·size]. Rows before `split` have weights[0], the others weights[1]. */
+struct head_weights {
+    struct tensor q, k;
+};
+struct head_norm {
+    struct tensor q, k, rope;
+    struct head_weights weights[2];
+    int64_t split;
+    float eps;
+};
+
+/* x += gate·y, then y = layer_norm(x)·(1 + scale) + shift. The vectors, fp32 [1,n], are vectors[0]
+ * for rows before `split`, vectors[1] for the others. */
+struct gated_vectors {
+    struct tensor gate, shift, scale;
+};
+struct gated_norm {
+    struct tensor x, y;
+    struct gated_vectors vectors[2];
+    int64_t split;
     float eps;
 };
 
@@ -183,10 +208,8 @@ struct backend_ops {
     /* y = x/√(mean(x²) + eps)·weight; weight fp32 [1,n]. */
     void (*rms_norm)(struct backend *backend, struct tensor y, struct tensor x,
                      struct tensor weight, float eps);
-    /* In place, per head: rms_norm by weight fp32 [1,size], then rotation of adjacent pairs: rope
-     * fp32 [rows, size] holds cos, sin, cos, sin … of each pair. x [rows, heads·size]. */
-    void (*head_norm_rope)(struct backend *backend, struct tensor x, struct tensor weight,
-                           struct tensor rope, float eps);
+    void (*head_norm)(struct backend *backend, const struct head_norm *args);
+    void (*gated_norm)(struct backend *backend, const struct gated_norm *args);
     /* For group_norm. Row 0 of sums holds origins, each channel's value in the first row of part 0,
      * which comes first; rows 1 + 2·part and 2 + 2·part become Σ(x − origin) and Σ(x − origin)². */
     void (*channel_sums)(struct backend *backend, struct tensor sums, struct tensor x, int part);
@@ -196,9 +219,6 @@ struct backend_ops {
 
     /* ---- element by element ---- */
     void (*add)(struct backend *backend, struct tensor y, struct tensor x); /* y += x */
-    /* y += gate·x, gate fp32 [1,n] the same for all rows. */
-    void (*gated_add)(struct backend *backend, struct tensor y, struct tensor gate,
-                      struct tensor x);
     /* y = gelu_tanh(y)·x */
     void (*gelu_multiply)(struct backend *backend, struct tensor y, struct tensor x);
     void (*silu)(struct backend *backend, struct tensor y, struct tensor x); /* y may be x */

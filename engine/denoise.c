@@ -279,7 +279,7 @@ int rehearse_step(const struct engine *engine, int tokens, struct scratch *scrat
         .latents = tensor_of(NULL, DTYPE_F32, tokens, config->channels),
         .text = tensor_of(NULL, activation, text, config->width),
         .hidden = tensor_of(NULL, activation, all, config->width),
-        .mixed = tensor_of(NULL, activation, all, config->width),
+        .carried = tensor_of(NULL, activation, all, config->width),
         .rope = tensor_of(NULL, DTYPE_F32, all, config->head_size),
         .modulation = tensor_of(NULL, DTYPE_F32, 1, engine->transformer.modulation_width),
         .velocity = tensor_of(NULL, DTYPE_F32, tokens, config->channels),

@@ -301,20 +301,19 @@ static void rms_norm(struct backend *backend, struct tensor y, struct tensor x,
     operate(backend, 0, 0, bytes_of(y) + bytes_of(x));
 }
 
-static void head_norm_rope(struct backend *backend, struct tensor x, struct tensor weight,
-                           struct tensor rope, float eps)
+static void head_norm(struct backend *backend, const struct head_norm *args)
 {
-    operate(backend, 0, 0, 2 * bytes_of(x) + bytes_of(rope));
+    operate(backend, 0, 0, 2 * (bytes_of(args->q) + bytes_of(args->k) + bytes_of(args->rope)));
+}
+
+static void gated_norm(struct backend *backend, const struct gated_norm *args)
+{
+    operate(backend, 0, 0, 2 * (bytes_of(args->x) + bytes_of(args->y)));
 }
 
 static void affine(struct backend *backend, struct tensor y, struct tensor x, struct tensor a)
 {
     operate(backend, 0, 0, bytes_of(y) + bytes_of(x));
-}
-
-static void gated_add(struct backend *backend, struct tensor y, struct tensor gate, struct tensor x)
-{
-    operate(backend, 0, 0, 2 * bytes_of(y) + bytes_of(x));
 }
 
 static void position_bias(struct backend *backend, struct tensor y, struct tensor table,
@@ -366,12 +365,12 @@ static const struct backend_ops described_ops = {
     .layer_norm = norm_of_four,
     .modulated_norm = norm_of_four,
     .rms_norm = rms_norm,
-    .head_norm_rope = head_norm_rope,
+    .head_norm = head_norm,
+    .gated_norm = gated_norm,
     .channel_sums = channel_sums,
     .group_norm = group_norm,
     .affine = affine,
     .add = update,
-    .gated_add = gated_add,
     .gelu_multiply = update,
     .silu = convert,
     .copy = convert,

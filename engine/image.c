@@ -32,7 +32,7 @@ uint64_t image_place(struct image *image, uintptr_t base)
         branch->modulations =
             memory_place(base, &at, DTYPE_F32, steps, transformer->modulation_width);
         branch->hidden = memory_place(base, &at, activation, all, config->width);
-        branch->mixed = memory_place(base, &at, activation, all, config->width);
+        branch->carried = memory_place(base, &at, activation, all, config->width);
         branch->velocity = memory_place(base, &at, DTYPE_F32, image->tokens, config->channels);
     }
     return at;
@@ -129,7 +129,7 @@ struct transformer_step image_step_args(const struct image *image, const struct 
         .latents = image->latents,
         .text = branch->text,
         .hidden = branch->hidden,
-        .mixed = branch->mixed,
+        .carried = branch->carried,
         .rope = image->rope,
         .modulation = tensor_rows(branch->modulations, image->step - image->chunk_first, 1),
         .velocity = branch->velocity,

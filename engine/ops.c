@@ -83,13 +83,39 @@ void op_rms_norm(struct compute *c, struct tensor y, struct tensor x, struct ten
         c->backend->ops->rms_norm(c->backend, y, x, weight, eps);
 }
 
-void op_head_norm_rope(struct compute *c, struct tensor x, struct tensor weight, struct tensor rope,
-                       float eps)
+/* Whether some of the rows take the vectors of index i. */
+static bool has_rows(int i, int64_t split, int64_t rows)
 {
-    assert(weight.rows == 1 && weight.cols % 2 == 0 && x.cols % weight.cols == 0);
-    assert(rope.rows == x.rows && rope.cols == weight.cols && rope.dtype == DTYPE_F32);
+    return i == 0 ? split > 0 : split < rows;
+}
+
+void op_head_norm(struct compute *c, struct head_norm args)
+{
+    int64_t size = args.rope.cols, rows = args.q.rows;
+
+    assert(same_shape(args.q, args.k) && args.split >= 0 && args.split <= rows);
+    assert(size % 2 == 0 && args.q.cols % size == 0);
+    assert(args.rope.rows == rows && args.rope.dtype == DTYPE_F32);
+    for (int i = 0; i < 2; i++)
+        assert(!has_rows(i, args.split, rows) ||
+               (is_vector(args.weights[i].q, size) && is_vector(args.weights[i].k, size)));
     if (!c->rehearsal)
-        c->backend->ops->head_norm_rope(c->backend, x, weight, rope, eps);
+        c->backend->ops->head_norm(c->backend, &args);
+}
+
+void op_gated_norm(struct compute *c, struct gated_norm args)
+{
+    int64_t n = args.x.cols;
+
+    assert(same_shape(args.x, args.y) && args.split >= 0 && args.split <= args.x.rows);
+    for (int i = 0; i < 2; i++) {
+        const struct gated_vectors *v = &args.vectors[i];
+
+        assert(!has_rows(i, args.split, args.x.rows) ||
+               (is_vector(v->gate, n) && is_vector(v->shift, n) && is_vector(v->scale, n)));
+    }
+    if (!c->rehearsal)
+        c->backend->ops->gated_norm(c->backend, &args);
 }
 
 void op_channel_sums(struct compute *c, struct tensor sums, struct tensor x, int part)
@@ -123,13 +149,6 @@ void op_add(struct compute *c, struct tensor y, struct tensor x)
     assert(same_shape(x, y));
     if (!c->rehearsal)
         c->backend->ops->add(c->backend, y, x);
-}
-
-void op_gated_add(struct compute *c, struct tensor y, struct tensor gate, struct tensor x)
-{
-    assert(same_shape(x, y) && is_vector(gate, x.cols));
-    if (!c->rehearsal)
-        c->backend->ops->gated_add(c->backend, y, gate, x);
 }
 
 void op_gelu_multiply(struct compute *c, struct tensor y, struct tensor x)

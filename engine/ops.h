@@ -26,13 +26,12 @@ void op_modulated_norm(struct compute *c, struct tensor y, struct tensor x, stru
                        struct tensor scale, float eps);
 void op_rms_norm(struct compute *c, struct tensor y, struct tensor x, struct tensor weight,
                  float eps);
-void op_head_norm_rope(struct compute *c, struct tensor x, struct tensor weight, struct tensor rope,
-                       float eps);
+void op_head_norm(struct compute *c, struct head_norm args);
+void op_gated_norm(struct compute *c, struct gated_norm args);
 void op_channel_sums(struct compute *c, struct tensor sums, struct tensor x, int part);
 void op_group_norm(struct compute *c, struct group_norm args);
 void op_affine(struct compute *c, struct tensor y, struct tensor x, struct tensor affine);
 void op_add(struct compute *c, struct tensor y, struct tensor x);
-void op_gated_add(struct compute *c, struct tensor y, struct tensor gate, struct tensor x);
 void op_gelu_multiply(struct compute *c, struct tensor y, struct tensor x);
 void op_silu(struct compute *c, struct tensor y, struct tensor x);
 void op_copy(struct compute *c, struct tensor y, struct tensor x);

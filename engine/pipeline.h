@@ -86,7 +86,7 @@ struct engine {
 /* Text of one side of the guidance: the prompt, and for true CFG the negative prompt. */
 struct branch {
     struct embedding *embedding;
-    struct tensor text, modulations, hidden, mixed, velocity;
+    struct tensor text, modulations, hidden, carried, velocity;
 };
 
 /* Bytes of device memory that an image needs besides weights. */

@@ -170,9 +170,17 @@ static void try_memory(struct trial *t)
     struct tensor head = tensor_cols(t->gate, 0, t->width / t->heads);
 
     op_modulated_norm(&t->c, y, x, t->gate, t->gate, NORM_EPS);
-    op_head_norm_rope(&t->c, y, head, t->rope, NORM_EPS);
-    op_head_norm_rope(&t->c, y, head, t->rope, NORM_EPS);
-    op_gated_add(&t->c, y, t->gate, x);
+    op_head_norm(&t->c, (struct head_norm){.q = y,
+                                           .k = tensor_cols(t->y, t->width, t->width),
+                                           .rope = t->rope,
+                                           .weights = {{head, head}},
+                                           .split = t->rows,
+                                           .eps = NORM_EPS});
+    op_gated_norm(&t->c, (struct gated_norm){.x = x,
+                                             .y = y,
+                                             .vectors = {{t->gate, t->gate, t->gate}},
+                                             .split = t->rows,
+                                             .eps = NORM_EPS});
 }
 
 /* The same as described.c counts it. */
@@ -180,7 +188,7 @@ static double memory_bytes(const struct trial *t)
 {
     struct tensor x = tensor_cols(t->x, 0, t->width);
 
-    return (2 + 2 * 2 + 3) * bytes_of(x) + 2 * bytes_of(t->rope);
+    return (2 + 2 * 2 + 2 * 2) * bytes_of(x) + 2 * bytes_of(t->rope);
 }
 
 static void try_call(struct trial *t)

@@ -122,13 +122,12 @@ void cpu_modulated_norm(struct backend *backend, struct tensor y, struct tensor 
                         struct tensor shift, struct tensor scale, float eps);
 void cpu_rms_norm(struct backend *backend, struct tensor y, struct tensor x, struct tensor weight,
                   float eps);
-void cpu_head_norm_rope(struct backend *backend, struct tensor x, struct tensor weight,
-                        struct tensor rope, float eps);
+void cpu_head_norm(struct backend *backend, const struct head_norm *args);
+void cpu_gated_norm(struct backend *backend, const struct gated_norm *args);
 void cpu_channel_sums(struct backend *backend, struct tensor sums, struct tensor x, int part);
 void cpu_group_norm(struct backend *backend, const struct group_norm *args);
 void cpu_affine(struct backend *backend, struct tensor y, struct tensor x, struct tensor affine);
 void cpu_add(struct backend *backend, struct tensor y, struct tensor x);
-void cpu_gated_add(struct backend *backend, struct tensor y, struct tensor gate, struct tensor x);
 void cpu_gelu_multiply(struct backend *backend, struct tensor y, struct tensor x);
 void cpu_silu(struct backend *backend, struct tensor y, struct tensor x);
 void cpu_copy(struct backend *backend, struct tensor y, struct tensor x);

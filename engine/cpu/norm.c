@@ -159,26 +159,80 @@ CPU_CLONES static void row_rotate(float *restrict x, const float *restrict weigh
     }
 }
 
-static void head_norm_rope_chunk(void *argument, int64_t part, int worker)
-{
-    const struct norm_task *t = argument; /* a: weight, b: rope */
-    struct cpu_range rows = cpu_share(t->x.rows, part, t->parts);
-    int64_t size = t->a.cols;
+struct head_task {
+    const struct head_norm *args;
+    int64_t parts;
+};
 
-    for (int64_t i = rows.first; i < rows.last; i++)
-        for (int64_t j = 0; j < t->x.cols; j += size) {
-            float *head = cpu_row(t->x, i) + j;
-            row_rotate(head, t->a.data, cpu_row(t->b, i), size,
-                       row_deviation(head, size, 0.0f, t->eps));
-        }
+static void row_heads(struct tensor x, int64_t row, const float *weight, const float *rope,
+                      int64_t size, float eps)
+{
+    for (int64_t j = 0; j < x.cols; j += size) {
+        float *head = cpu_row(x, row) + j;
+
+        row_rotate(head, weight, rope, size, row_deviation(head, size, 0.0f, eps));
+    }
 }
 
-void cpu_head_norm_rope(struct backend *backend, struct tensor x, struct tensor weight,
-                        struct tensor rope, float eps)
+static void head_norm_chunk(void *argument, int64_t part, int worker)
 {
-    struct norm_task task = {x, x, weight, rope, eps, 0};
+    const struct head_task *t = argument;
+    const struct head_norm *args = t->args;
+    struct cpu_range rows = cpu_share(args->q.rows, part, t->parts);
 
-    norm_run(backend, &task, head_norm_rope_chunk);
+    for (int64_t i = rows.first; i < rows.last; i++) {
+        const struct head_weights *weights = &args->weights[i >= args->split];
+        const float *rope = cpu_row(args->rope, i);
+
+        row_heads(args->q, i, weights->q.data, rope, args->rope.cols, args->eps);
+        row_heads(args->k, i, weights->k.data, rope, args->rope.cols, args->eps);
+    }
+}
+
+void cpu_head_norm(struct backend *backend, const struct head_norm *args)
+{
+    struct head_task task = {args,
+                             cpu_parts(backend, args->q.rows, 2 * args->q.rows * args->q.cols)};
+
+    cpu_run(backend, task.parts, head_norm_chunk, &task);
+}
+
+CPU_CLONES static void row_gated_add(float *restrict x, const float *restrict gate,
+                                     const float *restrict y, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        x[i] += gate[i] * y[i];
+}
+
+struct gated_task {
+    const struct gated_norm *args;
+    int64_t parts;
+};
+
+static void gated_norm_chunk(void *argument, int64_t part, int worker)
+{
+    const struct gated_task *t = argument;
+    const struct gated_norm *args = t->args;
+    struct cpu_range rows = cpu_share(args->x.rows, part, t->parts);
+    int64_t n = args->x.cols;
+
+    for (int64_t i = rows.first; i < rows.last; i++) {
+        const struct gated_vectors *v = &args->vectors[i >= args->split];
+        float *x = cpu_row(args->x, i), *y = cpu_row(args->y, i), mean;
+
+        row_gated_add(x, v->gate.data, y, n);
+        mean = row_mean(x, n);
+        row_modulate(y, x, n, mean, row_deviation(x, n, mean, args->eps), v->shift.data,
+                     v->scale.data);
+    }
+}
+
+void cpu_gated_norm(struct backend *backend, const struct gated_norm *args)
+{
+    struct gated_task task = {args,
+                              cpu_parts(backend, args->x.rows, 2 * args->x.rows * args->x.cols)};
+
+    cpu_run(backend, task.parts, gated_norm_chunk, &task);
 }
 
 /* Sums of x and x² of each channel over some rows, in fp32 over a few rows, then in fp64. x counts

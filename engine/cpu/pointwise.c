@@ -41,13 +41,6 @@ CPU_CLONES static void row_add_scaled(float *restrict y, const float *restrict x
         y[i] += factor * x[i];
 }
 
-CPU_CLONES static void row_gated_add(float *restrict y, const float *restrict gate,
-                                     const float *restrict x, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++)
-        y[i] += gate[i] * x[i];
-}
-
 CPU_CLONES static void row_guide(float *restrict v, const float *restrict negative, int64_t n,
                                  float scale)
 {
@@ -99,16 +92,6 @@ static void add_row(const struct rows_task *t, int64_t i)
 void cpu_add(struct backend *backend, struct tensor y, struct tensor x)
 {
     rows_run(backend, (struct rows_task){.y = y, .x = x, .row = add_row});
-}
-
-static void gated_add_row(const struct rows_task *t, int64_t i)
-{
-    row_gated_add(cpu_row(t->y, i), t->a.data, cpu_row(t->x, i), t->y.cols);
-}
-
-void cpu_gated_add(struct backend *backend, struct tensor y, struct tensor gate, struct tensor x)
-{
-    rows_run(backend, (struct rows_task){.y = y, .x = x, .a = gate, .row = gated_add_row});
 }
 
 static void gelu_multiply_row(const struct rows_task *t, int64_t i)

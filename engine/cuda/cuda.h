@@ -134,13 +134,12 @@ void cuda_modulated_norm(struct backend *backend, struct tensor y, struct tensor
                          struct tensor shift, struct tensor scale, float eps);
 void cuda_rms_norm(struct backend *backend, struct tensor y, struct tensor x, struct tensor weight,
                    float eps);
-void cuda_head_norm_rope(struct backend *backend, struct tensor x, struct tensor weight,
-                         struct tensor rope, float eps);
+void cuda_head_norm(struct backend *backend, const struct head_norm *args);
+void cuda_gated_norm(struct backend *backend, const struct gated_norm *args);
 void cuda_channel_sums(struct backend *backend, struct tensor sums, struct tensor x, int part);
 void cuda_group_norm(struct backend *backend, const struct group_norm *args);
 void cuda_affine(struct backend *backend, struct tensor y, struct tensor x, struct tensor affine);
 void cuda_add(struct backend *backend, struct tensor y, struct tensor x);
-void cuda_gated_add(struct backend *backend, struct tensor y, struct tensor gate, struct tensor x);
 void cuda_gelu_multiply(struct backend *backend, struct tensor y, struct tensor x);
 void cuda_silu(struct backend *backend, struct tensor y, struct tensor x);
 void cuda_copy(struct backend *backend, struct tensor y, struct tensor x);
@@ -155,5 +154,8 @@ void cuda_to_rgb(struct backend *backend, struct tensor rgb, struct tensor x);
 /* y = activation(x) */
 void cuda_activate(struct cuda_backend *cuda, struct tensor y, struct tensor x,
                    enum activation activation);
+/* y += gate·x, gate fp32 [1,n] */
+void cuda_gated_add(struct cuda_backend *cuda, struct tensor y, struct tensor gate,
+                    struct tensor x);
 
 #endif

@@ -61,21 +61,35 @@ __device__ static inline float turns_sum(float x, float (*places)[WIDE_THREADS /
     return sum;
 }
 
-/* grid ⌈rows/each⌉, block a thread for 8 neighbours of a row, made up to whole warps: a block norms
- * `each` rows. A thread keeps its elements, and its weights for all rows, in registers, and reads
- * the next row ahead. The bounds leave registers for three blocks of 384 on a processor. y may be
- * x. */
+/* Norms of two kinds of rows, with vectors of their own: those before `split`, and the others. */
+struct row_norms {
+    struct row_norm of[2];
+    const float *gate[2]; /* [cols] */
+    int64_t split;
+};
+
+/* grid ⌈split/each⌉ + ⌈(rows − split)/each⌉, block a thread for 8 neighbours of a row, made up to
+ * whole warps: a block norms `each` rows of a kind. A thread keeps its elements, and its weights
+ * for all rows, in registers, and reads the next row ahead. The bounds leave registers for three
+ * blocks of 384 on a processor. y may be x. GATED: x += gate·y comes first, rounded as it is
+ * stored. */
+template <bool GATED>
 __global__ void __launch_bounds__(WIDE_THREADS, 2)
-    wide_norm_kernel(struct tensor y, struct tensor x, struct row_norm norm, int each)
+    wide_norm_kernel(struct tensor y, struct tensor x, struct row_norms norms, int each)
 {
     __shared__ float places[2][WIDE_THREADS / 32];
-    int64_t row = (int64_t)blockIdx.x * each, last = min(row + each, x.rows) - 1;
+    int64_t before = (norms.split + each - 1) / each, block = blockIdx.x;
+    bool later = block >= before;
+    int64_t row = later ? norms.split + (block - before) * each : block * each;
+    int left = (int)min((int64_t)each, (later ? x.rows : norms.split) - row);
+    struct row_norm norm = later ? norms.of[1] : norms.of[0];
+    const float *gates = later ? norms.gate[1] : norms.gate[0];
     int i = (int)threadIdx.x * WIDE, turn = 0;
-    const bf16 *in = (const bf16 *)x.data + row * x.stride + i;
+    bf16 *in = (bf16 *)x.data + row * x.stride + i;
     bf16 *out = (bf16 *)y.data + row * y.stride + i;
     bool there = i < (int)x.cols;
     float weight[WIDE], bias[WIDE], count = (float)x.cols;
-    pack<bf16, WIDE> next;
+    pack<bf16, WIDE> next, added;
 
     for (int j = 0; j < WIDE; j++) {
         weight[j] = 1.0f;
@@ -84,6 +98,8 @@ __global__ void __launch_bounds__(WIDE_THREADS, 2)
     }
     if (there) {
         next = *(const pack<bf16, WIDE> *)in;
+        if (GATED)
+            added = *(const pack<bf16, WIDE> *)out;
         if (norm.weight != NULL)
             floats_load<WIDE>(weight, norm.weight + i);
         if (norm.bias != NULL)
@@ -91,13 +107,23 @@ __global__ void __launch_bounds__(WIDE_THREADS, 2)
     }
     for (int j = 0; j < WIDE; j++)
         weight[j] = norm.modulated ? 1.0f + weight[j] : weight[j];
-    for (; row <= last; row++, out += y.stride) {
+    for (; left > 0; left--, in += x.stride, out += y.stride) {
         pack<bf16, WIDE> v = next;
         float sum = 0, squares = 0, mean = 0;
 
-        in += x.stride;
-        if (there && row < last)
-            next = *(const pack<bf16, WIDE> *)in;
+        if (GATED && there) {
+            float gate[WIDE]; /* from the L1 cache: registers are short */
+
+            floats_load<WIDE>(gate, gates + i);
+            for (int j = 0; j < WIDE; j++)
+                store(&v.v[j], load(&v.v[j]) + gate[j] * load(&added.v[j]));
+            *(pack<bf16, WIDE> *)in = v;
+        }
+        if (there && left > 1) {
+            next = *(const pack<bf16, WIDE> *)(in + x.stride);
+            if (GATED)
+                added = *(const pack<bf16, WIDE> *)(out + y.stride);
+        }
         if (!norm.rms) {
             for (int j = 0; j < WIDE; j++)
                 sum += load(&v.v[j]);
@@ -127,20 +153,38 @@ static bool aligned(const float *floats)
     return (uintptr_t)floats % (4 * sizeof(float)) == 0;
 }
 
+/* Few rows had better spread over the device. */
+static int rows_each(struct tensor x)
+{
+    return x.rows < 1024 ? 1 : WIDE_ROWS;
+}
+
+static bool is_wide(struct tensor y, struct tensor x)
+{
+    return packs(x) && packs(y) && x.cols <= WIDE_THREADS * WIDE;
+}
+
+template <bool GATED>
+static void wide_norm(struct cuda_backend *cuda, struct tensor y, struct tensor x,
+                      const struct row_norms &norms, const char *what)
+{
+    int each = rows_each(x);
+
+    launch(cuda, what, blocks_for(norms.split, each) + blocks_for(x.rows - norms.split, each),
+           32 * blocks_for(x.cols, 32 * WIDE), wide_norm_kernel<GATED>, y, x, norms, each);
+}
+
 static void row_norm(struct backend *backend, struct tensor y, struct tensor x,
                      struct row_norm norm, const char *what)
 {
     struct cuda_backend *cuda = cuda_of(backend);
-    /* Few rows had better spread over the device. */
-    int each = x.rows < 1024 ? 1 : WIDE_ROWS;
+    struct row_norms norms = {{norm}, {}, x.rows};
 
     assert(x.dtype == DTYPE_BF16 && y.dtype == DTYPE_BF16);
     if (x.rows == 0)
         return;
-    if (packs(x) && packs(y) && aligned(norm.weight) && aligned(norm.bias) &&
-        x.cols <= WIDE_THREADS * WIDE)
-        launch(cuda, what, blocks_for(x.rows, each), 32 * blocks_for(x.cols, 32 * WIDE),
-               wide_norm_kernel, y, x, norm, each);
+    if (is_wide(y, x) && aligned(norm.weight) && aligned(norm.bias))
+        wide_norm<false>(cuda, y, x, norms, what);
     else
         launch(cuda, what, (unsigned)x.rows, ROW_BLOCK, row_norm_kernel, y, x, norm);
 }
@@ -160,6 +204,36 @@ extern "C" void cuda_modulated_norm(struct backend *backend, struct tensor y, st
     struct row_norm norm = {(const float *)scale.data, (const float *)shift.data, eps, false, true};
 
     row_norm(backend, y, x, norm, "modulated_norm");
+}
+
+extern "C" void cuda_gated_norm(struct backend *backend, const struct gated_norm *args)
+{
+    struct row_norms norms = {{}, {}, args->split};
+    bool wide = is_wide(args->y, args->x);
+    int64_t rows[] = {args->split, args->x.rows - args->split};
+
+    assert(args->x.dtype == DTYPE_BF16 && args->y.dtype == DTYPE_BF16);
+    if (args->x.rows == 0)
+        return;
+    for (int i = 0; i < 2; i++) {
+        const struct gated_vectors *v = &args->vectors[i];
+        const float *scale = (const float *)v->scale.data, *shift = (const float *)v->shift.data;
+
+        norms.of[i] = {scale, shift, args->eps, false, true};
+        norms.gate[i] = (const float *)v->gate.data;
+        wide &= aligned(scale) && aligned(shift) && aligned(norms.gate[i]);
+    }
+    if (wide) {
+        wide_norm<true>(cuda_of(backend), args->y, args->x, norms, "gated_norm");
+        return;
+    }
+    for (int i = 0; i < 2; i++) {
+        struct tensor x = tensor_rows(args->x, i * args->split, rows[i]);
+        struct tensor y = tensor_rows(args->y, i * args->split, rows[i]);
+
+        cuda_gated_add(cuda_of(backend), x, args->vectors[i].gate, y);
+        row_norm(backend, y, x, norms.of[i], "gated_norm");
+    }
 }
 
 extern "C" void cuda_rms_norm(struct backend *backend, struct tensor y, struct tensor x,
@@ -182,22 +256,31 @@ __device__ static inline void pair_rotate(bf16 *pair, float inverse, const float
     store(&pair[1], b * angle[0] + a * angle[1]);
 }
 
-/* grid ⌈rows·heads/8⌉, block 256 of 8 warps: a warp norms and rotates one head of one row; a lane
- * takes every 32nd pair. For heads of any size and place. */
-__global__ void head_norm_rope_kernel(struct tensor x, const float *weight, struct tensor rope,
-                                      int size, float eps)
+/* Of the row of q or k that a block of the kernels below does. */
+__device__ static inline const float *head_weight(const struct head_norm &args, int64_t row)
 {
-    int heads = (int)(x.cols / size), lane = threadIdx.x % 32;
+    const struct head_weights &weights = row < args.split ? args.weights[0] : args.weights[1];
+
+    return (const float *)(blockIdx.y == 0 ? weights.q : weights.k).data;
+}
+
+/* grid (⌈rows·heads/8⌉, 2), block 256 of 8 warps: a warp norms and rotates one head of one row, of
+ * q or of k; a lane takes every 32nd pair. For heads of any size and place. */
+__global__ void head_norm_kernel(struct head_norm args)
+{
+    struct tensor x = blockIdx.y == 0 ? args.q : args.k;
+    int size = (int)args.rope.cols, heads = (int)(x.cols / size), lane = threadIdx.x % 32;
     int64_t item = (int64_t)blockIdx.x * (BLOCK / 32) + threadIdx.x / 32, row = item / heads;
     bf16 *values = (bf16 *)x.data + row * x.stride + item % heads * size;
-    const float *angles = (const float *)rope.data + row * rope.stride;
+    const float *angles = (const float *)args.rope.data + row * args.rope.stride;
+    const float *weight = head_weight(args, row);
     float squares = 0;
 
     if (row >= x.rows)
         return;
     for (int i = lane; i < size; i += 32)
         squares += load(&values[i]) * load(&values[i]);
-    float inverse = 1.0f / sqrtf(warp_sum(squares) / (float)size + eps);
+    float inverse = 1.0f / sqrtf(warp_sum(squares) / (float)size + args.eps);
 
     for (int i = 2 * lane; i < size; i += 64)
         pair_rotate(values + i, inverse, weight + i, angles + i);
@@ -205,20 +288,19 @@ __global__ void head_norm_rope_kernel(struct tensor x, const float *weight, stru
 
 enum { HEAD_BLOCK = 128, HEADS_AHEAD = 3 };
 
-/* grid rows, block 128: a block does one row. `lanes` neighbours, a power of two, share a head,
- * each with 8 elements of it, and go on to others with the same weights and angles, of which they
- * read 3 at once. */
-__global__ void __launch_bounds__(HEAD_BLOCK)
-    wide_heads_kernel(struct tensor x, const float *weights, struct tensor rope, int lanes,
-                      float eps)
+/* grid (rows, 2), block 128: a block does one row of q or of k. `lanes` neighbours, a power of two,
+ * share a head, each with 8 elements of it, and go on to others with the same weights and angles,
+ * of which they read 3 at once. */
+__global__ void __launch_bounds__(HEAD_BLOCK) wide_heads_kernel(struct head_norm args, int lanes)
 {
+    struct tensor x = blockIdx.y == 0 ? args.q : args.k;
     int at = (int)threadIdx.x % lanes * WIDE, size = lanes * WIDE, heads = (int)x.cols / size;
     int group = (int)threadIdx.x / lanes, groups = HEAD_BLOCK / lanes;
     bf16 *values = (bf16 *)x.data + blockIdx.x * x.stride + at;
     float weight[WIDE], angle[WIDE];
 
-    floats_load<WIDE>(weight, weights + at);
-    floats_load<WIDE>(angle, (const float *)rope.data + blockIdx.x * rope.stride + at);
+    floats_load<WIDE>(weight, head_weight(args, blockIdx.x) + at);
+    floats_load<WIDE>(angle, (const float *)args.rope.data + blockIdx.x * args.rope.stride + at);
     for (int first = 0; first < heads; first += HEADS_AHEAD * groups) {
         pack<bf16, WIDE> v[HEADS_AHEAD];
 
@@ -237,7 +319,7 @@ __global__ void __launch_bounds__(HEAD_BLOCK)
                 squares += load(&v[u].v[j]) * load(&v[u].v[j]);
             for (int mask = lanes / 2; mask > 0; mask /= 2)
                 squares += __shfl_xor_sync(0xffffffffu, squares, mask);
-            float inverse = 1.0f / sqrtf(squares / (float)size + eps);
+            float inverse = 1.0f / sqrtf(squares / (float)size + args.eps);
 
             for (int j = 0; j < WIDE; j += 2)
                 pair_rotate(&v[u].v[j], inverse, weight + j, angle + j);
@@ -247,178 +329,25 @@ __global__ void __launch_bounds__(HEAD_BLOCK)
     }
 }
 
-extern "C" void cuda_head_norm_rope(struct backend *backend, struct tensor x, struct tensor weight,
-                                    struct tensor rope, float eps)
+extern "C" void cuda_head_norm(struct backend *backend, const struct head_norm *args)
 {
     struct cuda_backend *cuda = cuda_of(backend);
-    int size = (int)weight.cols, lanes = size / WIDE;
-    const float *w = (const float *)weight.data;
-    bool wide = size % WIDE == 0 && lanes <= 32 && (lanes & (lanes - 1)) == 0 && packs(x) &&
-                aligned(w) && aligned((const float *)rope.data) && rope.stride % 4 == 0;
+    int64_t rows = args->q.rows, size = args->rope.cols;
+    int lanes = (int)size / WIDE;
+    bool wide = size % WIDE == 0 && lanes <= 32 && (lanes & (lanes - 1)) == 0 && packs(args->q) &&
+                packs(args->k) && aligned((const float *)args->rope.data) &&
+                args->rope.stride % 4 == 0;
 
-    assert(x.dtype == DTYPE_BF16);
-    if (x.rows == 0 || x.cols == 0)
+    assert(args->q.dtype == DTYPE_BF16 && args->k.dtype == DTYPE_BF16);
+    if (rows == 0 || args->q.cols == 0)
         return;
+    for (int i = 0; i < 2; i++)
+        wide &= aligned((const float *)args->weights[i].q.data) &&
+                aligned((const float *)args->weights[i].k.data);
     if (wide)
-        launch(cuda, "head_norm_rope", (unsigned)x.rows, HEAD_BLOCK, wide_heads_kernel, x, w, rope,
-               lanes, eps);
+        launch(cuda, "head_norm", dim3((unsigned)rows, 2), HEAD_BLOCK, wide_heads_kernel, *args,
+               lanes);
     else
-        launch(cuda, "head_norm_rope", blocks_for(x.rows * (x.cols / size), BLOCK / 32), BLOCK,
-               head_norm_rope_kernel, x, w, rope, size, eps);
-}
-
-/* ---- over groups of channels and all rows ---- */
-
-enum { SUM_COLUMNS = 32, SUM_ROWS = 8, CHUNK_ROWS = 256 };
-static const int64_t chunks_max = 1024;
-
-/* grid ⌈channels/256⌉, block 256: part 0 gives each channel its origin. */
-__global__ void origin_kernel(struct tensor sums, struct tensor x)
-{
-    int64_t channel = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
-
-    if (channel < x.cols)
-        ((float *)sums.data)[channel] = load((const bf16 *)x.data + channel);
-}
-
-/* grid (chunks, ⌈channels/32⌉), block (32, 8): a block sums 32 channels over `each` rows; a thread
- * takes every 8th row of one channel, then the 8 sums of a channel are added in order. x counts
- * from the channel's origin: a mean far from zero would swallow the variance. chunk_sums fp32
- * [chunks, 2, channels]: of x, of x². */
-__global__ void chunk_sums_kernel(struct tensor sums, struct tensor x, int64_t each,
-                                  float *chunk_sums)
-{
-    __shared__ float parts[2][SUM_ROWS][SUM_COLUMNS];
-    int64_t channel = (int64_t)blockIdx.y * SUM_COLUMNS + threadIdx.x;
-    int64_t first = (int64_t)blockIdx.x * each, last = min(first + each, x.rows);
-    const bf16 *in = (const bf16 *)x.data + channel;
-    float origin = channel < x.cols ? ((const float *)sums.data)[channel] : 0;
-    float sum = 0, squares = 0;
-
-    if (channel < x.cols)
-        for (int64_t row = first + threadIdx.y; row < last; row += SUM_ROWS) {
-            float v = load(&in[row * x.stride]) - origin;
-            sum += v;
-            squares += v * v;
-        }
-    parts[0][threadIdx.y][threadIdx.x] = sum;
-    parts[1][threadIdx.y][threadIdx.x] = squares;
-    __syncthreads();
-    if (threadIdx.y >= 2 || channel >= x.cols)
-        return;
-    sum = 0;
-    for (int i = 0; i < SUM_ROWS; i++)
-        sum += parts[threadIdx.y][i][threadIdx.x];
-    chunk_sums[(2 * (int64_t)blockIdx.x + threadIdx.y) * x.cols + channel] = sum;
-}
-
-/* grid ⌈2·channels/256⌉, block 256: a thread adds up one sum's chunks in order, in fp64. */
-__global__ void part_sums_kernel(struct tensor sums, int part, int64_t chunks,
-                                 const float *chunk_sums)
-{
-    int64_t item = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
-    double sum = 0;
-
-    if (item >= 2 * sums.cols)
-        return;
-    for (int64_t chunk = 0; chunk < chunks; chunk++)
-        sum += chunk_sums[chunk * 2 * sums.cols + item];
-    ((float *)sums.data)[(1 + 2 * part + item / sums.cols) * sums.stride + item % sums.cols] =
-        (float)sum;
-}
-
-extern "C" void cuda_channel_sums(struct backend *backend, struct tensor sums, struct tensor x,
-                                  int part)
-{
-    struct cuda_backend *cuda = cuda_of(backend);
-    int64_t channels = x.cols, chunks = blocks_for(x.rows, CHUNK_ROWS), each;
-    float *chunk_sums = (float *)cuda_tile_area(cuda);
-
-    assert(x.dtype == DTYPE_BF16 && x.rows > 0);
-    chunks = chunks < chunks_max ? chunks : chunks_max;
-    each = (x.rows + chunks - 1) / chunks;
-    assert((size_t)(2 * channels * chunks) * sizeof(float) <= CUDA_TILE_BYTES);
-    if (part == 0)
-        launch(cuda, "channel_sums", blocks_for(channels, BLOCK), BLOCK, origin_kernel, sums, x);
-    launch(cuda, "channel_sums", dim3((unsigned)chunks, blocks_for(channels, SUM_COLUMNS)),
-           dim3(SUM_COLUMNS, SUM_ROWS), chunk_sums_kernel, sums, x, each, chunk_sums);
-    launch(cuda, "channel_sums", blocks_for(2 * channels, BLOCK), BLOCK, part_sums_kernel, sums,
-           part, chunks, chunk_sums);
-}
-
-/* The sum over the block in fp64, in an order that is always the same. */
-__device__ static double block_sum_double(double x)
-{
-    __shared__ double parts[BLOCK];
-
-    parts[threadIdx.x] = x;
-    __syncthreads();
-    for (int half = BLOCK / 2; half > 0; half /= 2) {
-        if ((int)threadIdx.x < half)
-            parts[threadIdx.x] += parts[threadIdx.x + half];
-        __syncthreads();
-    }
-    x = parts[0];
-    __syncthreads();
-    return x;
-}
-
-/* grid groups, block 256: a block adds up one group's sums in fp64 and gives each of its channels
- * factor and offset. */
-__global__ void group_affine_kernel(struct group_norm args)
-{
-    int64_t each = args.sums.cols / args.groups, first = blockIdx.x * each;
-    int64_t parts = (args.sums.rows - 1) / 2, stride = args.sums.stride;
-    const float *weight = (const float *)args.weight.data, *bias = (const float *)args.bias.data;
-    float *factor = (float *)args.affine.data, *offset = factor + args.affine.stride;
-    const float *origin = (const float *)args.sums.data + first, *sums = origin + stride;
-    double rows = (double)args.rows, count = (double)each * rows, mean = 0, squares = 0;
-
-    for (int64_t c = threadIdx.x; c < each; c += BLOCK)
-        mean += rows * origin[c];
-    for (int64_t i = threadIdx.x; i < parts * each; i += BLOCK)
-        mean += sums[i / each * 2 * stride + i % each];
-    mean = block_sum_double(mean) / count;
-    for (int64_t c = threadIdx.x; c < each; c += BLOCK)
-        squares += rows * (mean - origin[c]) * (mean - origin[c]);
-    for (int64_t i = threadIdx.x; i < parts * each; i += BLOCK) {
-        const float *part = sums + i / each * 2 * stride + i % each;
-        squares += part[stride] - 2 * (mean - origin[i % each]) * part[0];
-    }
-    squares = block_sum_double(squares);
-    double inverse = 1.0 / sqrt((squares > 0 ? squares / count : 0) + (double)args.eps);
-
-    for (int64_t c = first + threadIdx.x; c < first + each; c += BLOCK) {
-        factor[c] = (float)(inverse * weight[c]);
-        offset[c] = (float)(bias[c] - mean * inverse * weight[c]);
-    }
-}
-
-extern "C" void cuda_group_norm(struct backend *backend, const struct group_norm *args)
-{
-    struct cuda_backend *cuda = cuda_of(backend);
-
-    launch(cuda, "group_norm", args->groups, BLOCK, group_affine_kernel, *args);
-}
-
-/* grid rows, block 256: a block does one row, a thread every 256th channel. */
-__global__ void affine_kernel(struct tensor y, struct tensor x, struct tensor affine)
-{
-    const bf16 *in = (const bf16 *)x.data + blockIdx.x * x.stride;
-    const float *factor = (const float *)affine.data, *offset = factor + affine.stride;
-    bf16 *out = (bf16 *)y.data + blockIdx.x * y.stride;
-
-    for (int64_t c = threadIdx.x; c < x.cols; c += BLOCK)
-        store(&out[c], load(&in[c]) * factor[c] + offset[c]);
-}
-
-extern "C" void cuda_affine(struct backend *backend, struct tensor y, struct tensor x,
-                            struct tensor affine)
-{
-    struct cuda_backend *cuda = cuda_of(backend);
-
-    assert(x.dtype == DTYPE_BF16 && y.dtype == DTYPE_BF16);
-    if (x.rows == 0)
-        return;
-    launch(cuda, "affine", (unsigned)x.rows, BLOCK, affine_kernel, y, x, affine);
+        launch(cuda, "head_norm", dim3(blocks_for(rows * (args->q.cols / size), BLOCK / 32), 2),
+               BLOCK, head_norm_kernel, *args);
 }

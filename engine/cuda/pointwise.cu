@@ -160,12 +160,6 @@ extern "C" void cuda_add(struct backend *backend, struct tensor y, struct tensor
     map(backend, y, x, NULL, add_op{}, "add");
 }
 
-extern "C" void cuda_gated_add(struct backend *backend, struct tensor y, struct tensor gate,
-                               struct tensor x)
-{
-    map(backend, y, x, (const float *)gate.data, gated_add_op{}, "gated_add");
-}
-
 extern "C" void cuda_gelu_multiply(struct backend *backend, struct tensor y, struct tensor x)
 {
     map(backend, y, x, NULL, gelu_multiply_op{}, "gelu_multiply");
@@ -197,6 +191,12 @@ extern "C" void cuda_activate(struct cuda_backend *cuda, struct tensor y, struct
                               enum activation activation)
 {
     map(&cuda->base, y, x, NULL, activate_op{activation}, "activation");
+}
+
+extern "C" void cuda_gated_add(struct cuda_backend *cuda, struct tensor y, struct tensor gate,
+                               struct tensor x)
+{
+    map(&cuda->base, y, x, (const float *)gate.data, gated_add_op{}, "gated_add");
 }
 
 /* ---- the ends of the pipeline ---- */

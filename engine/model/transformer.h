@@ -98,13 +98,19 @@ struct transformer_step {
     struct tensor latents; /* fp32 [image tokens, channels] */
     struct tensor text;    /* [text tokens, width] from the condition pass */
     struct tensor hidden;  /* work: [text tokens + image tokens, width], text first */
-    struct tensor mixed;   /* work: the same shape; attention on its way to a single block's MLP */
+    struct tensor carried; /* work: the same shape; what a piece leaves to the next one: its input,
+                              normed, or attention on its way to a single block's MLP */
     struct tensor rope;    /* fp32 [text tokens + image tokens, head_size] */
     struct tensor modulation; /* fp32 [1, modulation_width], this step's row */
     struct tensor velocity;   /* out: fp32 [image tokens, channels] */
 };
 
 void transformer_apply(struct compute *c, const struct transformer *transformer, size_t i,
+                       const struct transformer_step *args);
+
+/* Begins at a block, of both kinds counted together, with hidden states that come from elsewhere.
+ */
+void transformer_enter(struct compute *c, const struct transformer *transformer, size_t block,
                        const struct transformer_step *args);
 
 #endif

@@ -67,35 +67,53 @@ static struct tensor part(const struct transformer *t, const struct transformer_
 
 enum { SHIFT, SCALE, GATE, MLP_SHIFT, MLP_SCALE, MLP_GATE };
 
-/* q, k and v of one stream, normalised and rotated. */
-static void stream_project(struct compute *c, const struct transformer *t,
-                           const struct double_stream *s, struct tensor qkv, struct tensor x,
-                           struct tensor rope)
-{
-    int64_t width = t->config.width;
+/* What hidden states are modulated by before they enter a product. */
+struct entry {
+    size_t modulation;
+    int shift, scale;
+};
 
-    op_linear(c, (struct linear){qkv, x, s->qkv, s->qkv_bias, ACTIVATION_NONE});
-    op_head_norm_rope(c, tensor_cols(qkv, 0, width), s->norm_q, rope, NORM_EPS);
-    op_head_norm_rope(c, tensor_cols(qkv, width, width), s->norm_k, rope, NORM_EPS);
+/* Of a block; behind the last one comes the end, where the order is scale, shift. */
+static struct entry entry_of(const struct transformer *t, size_t block, bool text)
+{
+    size_t doubles = (size_t)t->config.doubles, singles = (size_t)t->config.singles;
+
+    if (block < doubles)
+        return (struct entry){2 * block + text, SHIFT, SCALE};
+    if (block < doubles + singles)
+        return (struct entry){doubles + block, SHIFT, SCALE};
+    return (struct entry){t->modulation_count - 1, 1, 0};
 }
 
-/* x += gate · mlp(modulated_norm(x)) */
-static void stream_mlp(struct compute *c, const struct transformer *t,
-                       const struct transformer_step *args, const struct double_stream *s,
-                       struct tensor x, size_t modulation)
+static void enter(struct compute *c, const struct transformer *t,
+                  const struct transformer_step *args, struct tensor y, struct tensor x,
+                  struct entry entry)
 {
-    struct tensor normed = op_scratch(c, x.rows, x.cols);
-    struct tensor hidden = op_scratch(c, x.rows, 4 * x.cols);
-
-    op_modulated_norm(c, normed, x, part(t, args, modulation, MLP_SHIFT),
-                      part(t, args, modulation, MLP_SCALE), NORM_EPS);
-    op_linear(c, (struct linear){hidden, normed, s->up, s->up_bias, ACTIVATION_GELU_TANH});
-    op_linear(c, (struct linear){normed, hidden, s->down, s->down_bias, ACTIVATION_NONE});
-    op_gated_add(c, x, part(t, args, modulation, MLP_GATE), normed);
-    op_release(c, hidden);
-    op_release(c, normed);
+    op_modulated_norm(c, y, x, part(t, args, entry.modulation, entry.shift),
+                      part(t, args, entry.modulation, entry.scale), NORM_EPS);
 }
 
+void transformer_enter(struct compute *c, const struct transformer *t, size_t block,
+                       const struct transformer_step *args)
+{
+    int64_t text = args->text.rows, image = args->latents.rows;
+
+    enter(c, t, args, tensor_rows(args->carried, 0, text), tensor_rows(args->hidden, 0, text),
+          entry_of(t, block, true));
+    enter(c, t, args, tensor_rows(args->carried, text, image),
+          tensor_rows(args->hidden, text, image), entry_of(t, block, false));
+}
+
+/* A piece's last product goes to the hidden states by this gate, and they enter what is next. */
+static struct gated_vectors leave(const struct transformer *t, const struct transformer_step *args,
+                                  size_t modulation, int gate, struct entry next)
+{
+    return (struct gated_vectors){part(t, args, modulation, gate),
+                                  part(t, args, next.modulation, next.shift),
+                                  part(t, args, next.modulation, next.scale)};
+}
+
+/* Attention on q, k and v that lie side by side. */
 static void attend(struct compute *c, const struct transformer *t, struct tensor y,
                    struct tensor qkv)
 {
@@ -112,57 +130,61 @@ static void attend(struct compute *c, const struct transformer *t, struct tensor
 static void double_attention(struct compute *c, const struct transformer *t, size_t i,
                              const struct transformer_step *args)
 {
-    const struct double_block *block = &t->doubles[i];
-    int64_t text = args->text.rows, image = args->latents.rows, width = t->config.width;
-    size_t image_mod = 2 * i, text_mod = 2 * i + 1;
-    struct tensor x_text = tensor_rows(args->hidden, 0, text);
-    struct tensor x_image = tensor_rows(args->hidden, text, image);
-    struct tensor normed = op_scratch(c, text + image, width);
-    struct tensor qkv = op_scratch(c, text + image, 3 * width), mixed;
-    struct tensor n_text = tensor_rows(normed, 0, text), n_image = tensor_rows(normed, text, image);
+    const struct double_stream *streams[] = {&t->doubles[i].text, &t->doubles[i].image};
+    int64_t rows = args->hidden.rows, text = args->text.rows, width = t->config.width;
+    const int64_t first[] = {0, text}, count[] = {text, rows - text};
+    struct tensor qkv = op_scratch(c, rows, 3 * width), mixed = op_scratch(c, rows, width);
+    struct head_norm heads = {tensor_cols(qkv, 0, width), tensor_cols(qkv, width, width),
+                              args->rope, .split = text, .eps = NORM_EPS};
+    struct gated_norm end = {args->hidden, args->carried, .split = text, .eps = NORM_EPS};
 
-    op_modulated_norm(c, n_image, x_image, part(t, args, image_mod, SHIFT),
-                      part(t, args, image_mod, SCALE), NORM_EPS);
-    op_modulated_norm(c, n_text, x_text, part(t, args, text_mod, SHIFT),
-                      part(t, args, text_mod, SCALE), NORM_EPS);
-    stream_project(c, t, &block->text, tensor_rows(qkv, 0, text), n_text,
-                   tensor_rows(args->rope, 0, text));
-    stream_project(c, t, &block->image, tensor_rows(qkv, text, image), n_image,
-                   tensor_rows(args->rope, text, image));
-    mixed = op_scratch(c, text + image, width);
+    for (int s = 0; s < 2; s++) {
+        size_t modulation = 2 * i + (s == 0);
+
+        op_linear(c, (struct linear){tensor_rows(qkv, first[s], count[s]),
+                                     tensor_rows(args->carried, first[s], count[s]),
+                                     streams[s]->qkv, streams[s]->qkv_bias, ACTIVATION_NONE});
+        heads.weights[s] = (struct head_weights){streams[s]->norm_q, streams[s]->norm_k};
+        end.vectors[s] =
+            leave(t, args, modulation, GATE, (struct entry){modulation, MLP_SHIFT, MLP_SCALE});
+    }
+    op_head_norm(c, heads);
     attend(c, t, mixed, qkv);
-    op_release(c, qkv);
-    op_linear(c, (struct linear){n_image, tensor_rows(mixed, text, image), block->image.out,
-                                 block->image.out_bias, ACTIVATION_NONE});
-    op_linear(c, (struct linear){n_text, tensor_rows(mixed, 0, text), block->text.out,
-                                 block->text.out_bias, ACTIVATION_NONE});
+    for (int s = 0; s < 2; s++)
+        op_linear(c, (struct linear){tensor_rows(args->carried, first[s], count[s]),
+                                     tensor_rows(mixed, first[s], count[s]), streams[s]->out,
+                                     streams[s]->out_bias, ACTIVATION_NONE});
     op_release(c, mixed);
-    op_gated_add(c, x_image, part(t, args, image_mod, GATE), n_image);
-    op_gated_add(c, x_text, part(t, args, text_mod, GATE), n_text);
-    op_release(c, normed);
+    op_release(c, qkv);
+    op_gated_norm(c, end);
+}
+
+/* hidden += gate · mlp(carried), for the rows of one stream. */
+static void double_mlp(struct compute *c, const struct transformer *t, size_t i, bool text,
+                       const struct transformer_step *args)
+{
+    const struct double_stream *s = text ? &t->doubles[i].text : &t->doubles[i].image;
+    int64_t first = text ? 0 : args->text.rows;
+    int64_t rows = text ? args->text.rows : args->latents.rows;
+    struct tensor x = tensor_rows(args->carried, first, rows);
+    struct tensor middle = op_scratch(c, rows, 4 * x.cols);
+
+    op_linear(c, (struct linear){middle, x, s->up, s->up_bias, ACTIVATION_GELU_TANH});
+    op_linear(c, (struct linear){x, middle, s->down, s->down_bias, ACTIVATION_NONE});
+    op_release(c, middle);
+    op_gated_norm(c, (struct gated_norm){tensor_rows(args->hidden, first, rows), x,
+                                         .vectors = {leave(t, args, 2 * i + text, MLP_GATE,
+                                                           entry_of(t, i + 1, text))},
+                                         .split = rows, .eps = NORM_EPS});
 }
 
 static void double_apply(struct compute *c, const struct transformer *t, size_t i, size_t piece,
                          const struct transformer_step *args)
 {
-    int64_t text = args->text.rows, image = args->latents.rows;
-
     if (piece == 0)
         double_attention(c, t, i, args);
-    else if (piece == 1)
-        stream_mlp(c, t, args, &t->doubles[i].image, tensor_rows(args->hidden, text, image), 2 * i);
     else
-        stream_mlp(c, t, args, &t->doubles[i].text, tensor_rows(args->hidden, 0, text), 2 * i + 1);
-}
-
-/* Attention and MLP of a single block both begin with this. */
-static void single_norm(struct compute *c, const struct transformer *t, size_t i,
-                        const struct transformer_step *args, struct tensor normed)
-{
-    size_t modulation = 2 * (size_t)t->config.doubles + i;
-
-    op_modulated_norm(c, normed, args->hidden, part(t, args, modulation, SHIFT),
-                      part(t, args, modulation, SCALE), NORM_EPS);
+        double_mlp(c, t, i, piece == 2, args);
 }
 
 static void single_attention(struct compute *c, const struct transformer *t, size_t i,
@@ -170,44 +192,46 @@ static void single_attention(struct compute *c, const struct transformer *t, siz
 {
     const struct single_block *block = &t->singles[i];
     int64_t rows = args->hidden.rows, width = t->config.width;
-    struct tensor normed = op_scratch(c, rows, width), qkv = op_scratch(c, rows, 3 * width);
+    struct tensor qkv = op_scratch(c, rows, 3 * width);
 
-    single_norm(c, t, i, args, normed);
-    op_linear(c, (struct linear){qkv, normed, block->qkv, block->qkv_bias, ACTIVATION_NONE});
-    op_head_norm_rope(c, tensor_cols(qkv, 0, width), block->norm_q, args->rope, NORM_EPS);
-    op_head_norm_rope(c, tensor_cols(qkv, width, width), block->norm_k, args->rope, NORM_EPS);
-    attend(c, t, args->mixed, qkv);
+    op_linear(c, (struct linear){qkv, args->carried, block->qkv, block->qkv_bias, ACTIVATION_NONE});
+    op_head_norm(c, (struct head_norm){tensor_cols(qkv, 0, width), tensor_cols(qkv, width, width),
+                                       args->rope, .weights = {{block->norm_q, block->norm_k}},
+                                       .split = rows, .eps = NORM_EPS});
+    attend(c, t, args->carried, qkv);
     op_release(c, qkv);
-    op_release(c, normed);
 }
 
+/* What attention took the place of is normed once more. */
 static void single_mlp(struct compute *c, const struct transformer *t, size_t i,
                        const struct transformer_step *args)
 {
     const struct single_block *block = &t->singles[i];
     int64_t rows = args->hidden.rows, width = t->config.width;
-    size_t modulation = 2 * (size_t)t->config.doubles + i;
+    size_t at = (size_t)t->config.doubles + i;
+    struct entry entry = entry_of(t, at, false);
     struct tensor normed = op_scratch(c, rows, width);
     struct tensor joined = op_scratch(c, rows, 5 * width); /* attention, MLP */
 
-    single_norm(c, t, i, args, normed);
-    op_copy(c, tensor_cols(joined, 0, width), args->mixed);
+    enter(c, t, args, normed, args->hidden, entry);
+    op_copy(c, tensor_cols(joined, 0, width), args->carried);
     op_linear(c, (struct linear){tensor_cols(joined, width, 4 * width), normed, block->up,
                                  block->up_bias, ACTIVATION_GELU_TANH});
-    op_linear(c, (struct linear){normed, joined, block->out, block->out_bias, ACTIVATION_NONE});
+    op_linear(c,
+              (struct linear){args->carried, joined, block->out, block->out_bias, ACTIVATION_NONE});
     op_release(c, joined);
-    op_gated_add(c, args->hidden, part(t, args, modulation, GATE), normed);
     op_release(c, normed);
+    op_gated_norm(c, (struct gated_norm){args->hidden, args->carried,
+                                         .vectors = {leave(t, args, entry.modulation, GATE,
+                                                           entry_of(t, at + 1, false))},
+                                         .split = rows, .eps = NORM_EPS});
 }
 
 static void velocity_apply(struct compute *c, const struct transformer *t,
                            const struct transformer_step *args)
 {
-    size_t last = t->modulation_count - 1;
-    struct tensor x = tensor_rows(args->hidden, args->text.rows, args->latents.rows);
+    struct tensor x = tensor_rows(args->carried, args->text.rows, args->latents.rows);
 
-    /* Here the order is scale, shift. */
-    op_modulated_norm(c, x, x, part(t, args, last, 1), part(t, args, last, 0), NORM_EPS);
     op_linear(c,
               (struct linear){args->velocity, x, t->image_out, t->image_out_bias, ACTIVATION_NONE});
 }
@@ -223,6 +247,7 @@ static void embed_tokens(struct compute *c, const struct transformer *t,
     op_linear(c, (struct linear){tensor_rows(args->hidden, text, image), latents, t->image_in,
                                  t->image_in_bias, ACTIVATION_NONE});
     op_release(c, latents);
+    transformer_enter(c, t, 0, args);
 }
 
 void transformer_apply(struct compute *c, const struct transformer *t, size_t i,

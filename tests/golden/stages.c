@@ -241,16 +241,20 @@ static void expect_streams(struct fixture *f, const char *stage, struct transfor
     set_to(f, text, name);
 }
 
-/* The name of the stage that block i ends: each of the reference's is several pieces of ours. */
-static bool stage_after(const struct transformer_config *config, size_t i, char stage[32])
+/* The name of the stage that piece i ends, if it does, and how many blocks that makes: each of the
+ * reference's is several pieces of ours. */
+static bool stage_after(const struct transformer_config *config, size_t i, char stage[32],
+                        size_t *blocks)
 {
     size_t doubles = DOUBLE_PIECES * (size_t)config->doubles;
     size_t singles = SINGLE_PIECES * (size_t)config->singles;
 
+    *blocks =
+        i <= doubles ? i / DOUBLE_PIECES : (size_t)config->doubles + (i - doubles) / SINGLE_PIECES;
     if (i == 0)
         snprintf(stage, 32, "embedded");
     else if (i <= doubles)
-        snprintf(stage, 32, "double%zu", i / DOUBLE_PIECES - 1);
+        snprintf(stage, 32, "double%zu", *blocks - 1);
     else
         snprintf(stage, 32, "single%zu", (i - doubles) / SINGLE_PIECES - 1);
     if (i <= doubles)
@@ -271,7 +275,7 @@ static void step_stage(struct fixture *f, const struct transformer *t, struct st
     args->text = b->condition.text;
     args->modulation = b->condition.modulations;
     args->hidden = hidden(f, text + image, config->width);
-    args->mixed = hidden(f, text + image, config->width);
+    args->carried = hidden(f, text + image, config->width);
     args->rope = buffer(f, DTYPE_F32, text + image, config->head_size);
     args->velocity = buffer(f, DTYPE_F32, image, config->channels);
     transformer_rope(config, text, height, width, rope);
@@ -279,10 +283,13 @@ static void step_stage(struct fixture *f, const struct transformer *t, struct st
     free(rope);
     for (size_t i = 0; i < t->step.count; i++) {
         char stage[32];
+        size_t blocks;
 
         WITH_SCRATCH(f, transformer_apply(&c, t, i, args));
-        if (stage_after(config, i, stage))
-            expect_streams(f, stage, args);
+        if (!stage_after(config, i, stage, &blocks))
+            continue;
+        expect_streams(f, stage, args);
+        WITH_SCRATCH(f, transformer_enter(&c, t, blocks, args));
     }
     expect(f, "transformer.velocity", args->velocity);
 }
@@ -299,18 +306,11 @@ static void test_transformer(struct fixture *f)
     load(f, &t.step);
     condition_stage(f, &t, &b);
     step_stage(f, &t, &b, (int)noise->shape[1] / 2, (int)noise->shape[2] / 2);
-    void *buffers[] = {b.condition.time.data,
-                       b.condition.guidance.data,
-                       b.condition.pooled.data,
-                       b.condition.prompt.data,
-                       b.condition.text.data,
-                       b.condition.embedding.data,
-                       b.condition.modulations.data,
-                       b.step.latents.data,
-                       b.step.hidden.data,
-                       b.step.mixed.data,
-                       b.step.rope.data,
-                       b.step.velocity.data};
+    void *buffers[] = {
+        b.condition.time.data,        b.condition.guidance.data, b.condition.pooled.data,
+        b.condition.prompt.data,      b.condition.text.data,     b.condition.embedding.data,
+        b.condition.modulations.data, b.step.latents.data,       b.step.hidden.data,
+        b.step.carried.data,          b.step.rope.data,          b.step.velocity.data};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
         golden_device_free(&f->device, buffers[i]);
     unload(f, &t.condition);

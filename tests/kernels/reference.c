@@ -307,19 +307,20 @@ struct reference reference_norm(const struct norm_case *args)
     return y;
 }
 
-struct reference reference_head_norm_rope(struct grid x, struct grid weight, struct grid rope,
-                                          double eps)
+struct reference reference_head_norm(const struct head_case *args)
 {
+    struct grid x = args->x, rope = args->rope;
     struct reference y = reference_create(x.rows, x.cols);
-    int64_t size = weight.cols;
+    int64_t size = rope.cols;
 
     for (int64_t i = 0; i < x.rows; i++)
         for (int64_t first = 0; first < x.cols; first += size) {
-            struct statistics s = measure(x, i, 1, first, size, eps, false);
+            struct statistics s = measure(x, i, 1, first, size, args->eps, false);
+            const double *weight = args->weight[i >= args->split].at;
 
             for (int64_t j = 0; j < size; j += 2) {
-                double a = get(x, i, first + j) * s.inverse * weight.at[j];
-                double b = get(x, i, first + j + 1) * s.inverse * weight.at[j + 1];
+                double a = get(x, i, first + j) * s.inverse * weight[j];
+                double b = get(x, i, first + j + 1) * s.inverse * weight[j + 1];
                 double cosine = get(rope, i, j), sine = get(rope, i, j + 1);
                 double error = sum_error((double)size) * (fabs(a) + fabs(b));
 
@@ -328,6 +329,37 @@ struct reference reference_head_norm_rope(struct grid x, struct grid weight, str
             }
         }
     return y;
+}
+
+/* Row i of y; x has been changed already, and is stored with a roundoff that the norm inherits. */
+static void norm_gated(const struct gated_case *args, struct grid x, struct reference *y, int64_t i)
+{
+    int kind = i >= args->split;
+    struct statistics s = measure(x, i, 1, 0, x.cols, args->eps, true);
+
+    for (int64_t j = 0; j < x.cols; j++) {
+        double weight = 1 + args->scale[kind].at[j], error, stored = get(x, i, j);
+        double value =
+            normalise(&s, stored, weight, args->shift[kind].at[j], (double)x.cols, &error);
+        double inherited = fabs(stored) + s.magnitude * (1 + fabs(stored - s.mean) * s.inverse);
+
+        put(y, i, j, value, error + args->roundoff * inherited * s.inverse * fabs(weight));
+    }
+}
+
+void reference_gated_norm(const struct gated_case *args, struct reference *x, struct reference *y)
+{
+    *x = reference_create(args->x.rows, args->x.cols);
+    *y = reference_create(args->x.rows, args->x.cols);
+    for (int64_t i = 0; i < args->x.rows; i++) {
+        for (int64_t j = 0; j < args->x.cols; j++) {
+            double term = get(args->y, i, j) * args->gate[i >= args->split].at[j];
+            double before = get(args->x, i, j);
+
+            put(x, i, j, before + term, 2 * U * (fabs(before) + fabs(term)));
+        }
+        norm_gated(args, x->value, y, i);
+    }
 }
 
 struct reference reference_group_norm(const struct norm_case *args, int groups)
@@ -367,13 +399,13 @@ struct reference reference_affine(struct grid x, struct grid affine)
     return y;
 }
 
-struct reference reference_add(struct grid y, struct grid x, struct grid gate, double factor)
+struct reference reference_add(struct grid y, struct grid x, double factor)
 {
     struct reference r = reference_create(y.rows, y.cols);
 
     for (int64_t i = 0; i < y.rows; i++)
         for (int64_t j = 0; j < y.cols; j++) {
-            double term = get(x, i, j) * (gate.at != NULL ? gate.at[j] : factor);
+            double term = get(x, i, j) * factor;
 
             put(&r, i, j, get(y, i, j) + term, 2 * U * (fabs(get(y, i, j)) + fabs(term)));
         }

@@ -59,14 +59,28 @@ struct norm_case {
     bool centred;
 };
 struct reference reference_norm(const struct norm_case *args);
-struct reference reference_head_norm_rope(struct grid x, struct grid weight, struct grid rope,
-                                          double eps);
+
+/* What becomes of q, or of k. */
+struct head_case {
+    struct grid x, weight[2], rope;
+    int64_t split;
+    double eps;
+};
+struct reference reference_head_norm(const struct head_case *args);
+
+struct gated_case {
+    struct grid x, y, gate[2], shift[2], scale[2];
+    int64_t split;
+    double eps, roundoff; /* of x as it is stored */
+};
+void reference_gated_norm(const struct gated_case *args, struct reference *x, struct reference *y);
+
 /* [2, channels]: factor and offset. */
 struct reference reference_group_norm(const struct norm_case *args, int groups);
 struct reference reference_affine(struct grid x, struct grid affine);
 
-/* y + factor·x; `gate` [1, n] instead of the factor if present. */
-struct reference reference_add(struct grid y, struct grid x, struct grid gate, double factor);
+/* y + factor·x */
+struct reference reference_add(struct grid y, struct grid x, double factor);
 struct reference reference_gelu_multiply(struct grid y, struct grid x);
 struct reference reference_silu(struct grid x);
 struct reference reference_copy(struct grid x);

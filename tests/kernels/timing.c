@@ -191,9 +191,18 @@ static void queue_rms_norm(struct backend *backend, const struct timed *t)
     backend->ops->rms_norm(backend, t->y, t->x, t->a, 1e-6f);
 }
 
-static void queue_head_norm_rope(struct backend *backend, const struct timed *t)
+static void queue_head_norm(struct backend *backend, const struct timed *t)
 {
-    backend->ops->head_norm_rope(backend, t->y, t->a, t->b, 1e-6f);
+    struct head_norm args = {t->y, t->x, t->b, {{t->a, t->a}}, t->y.rows, 1e-6f};
+
+    backend->ops->head_norm(backend, &args);
+}
+
+static void queue_gated_norm(struct backend *backend, const struct timed *t)
+{
+    struct gated_norm args = {t->x, t->y, {{t->a, t->b, t->b}}, t->y.rows, 1e-6f};
+
+    backend->ops->gated_norm(backend, &args);
 }
 
 static void queue_group_norm(struct backend *backend, const struct timed *t)
@@ -207,11 +216,6 @@ static void queue_group_norm(struct backend *backend, const struct timed *t)
 static void queue_add(struct backend *backend, const struct timed *t)
 {
     backend->ops->add(backend, t->y, t->x);
-}
-
-static void queue_gated_add(struct backend *backend, const struct timed *t)
-{
-    backend->ops->gated_add(backend, t->y, t->a, t->x);
 }
 
 static void queue_gelu_multiply(struct backend *backend, const struct timed *t)
@@ -253,12 +257,13 @@ static void time_group_norm(struct rig *rig, int64_t rows, int64_t channels)
     time_one(rig, &timed);
 }
 
-static void time_head_norm_rope(struct rig *rig, int64_t rows)
+static void time_head_norm(struct rig *rig, int64_t rows)
 {
-    struct timed timed = {.name = "head_norm_rope, 24 heads", .queue = queue_head_norm_rope};
+    struct timed timed = {.name = "head_norm, 24 heads", .queue = queue_head_norm};
 
     rig_begin(rig, timed.name, 0);
     timed.y = matrix(rig, rows, WIDTH);
+    timed.x = matrix(rig, rows, WIDTH);
     timed.a = vector(rig, HEAD_SIZE);
     timed.b = rig_input(rig, DTYPE_F32, rows, HEAD_SIZE, 0, 1)->view;
     timed.bytes = bytes_of(&timed);
@@ -314,11 +319,12 @@ void time_operations(struct rig *rig, int64_t image_tokens)
     time_conv(rig, "conv 128 → 3", side, 128, 3, false);
     time_rows(rig, "modulated_norm", all, WIDTH, queue_modulated_norm);
     time_rows(rig, "rms_norm T5", TEXT, T5_WIDTH, queue_rms_norm);
-    time_head_norm_rope(rig, all);
+    time_head_norm(rig, all);
     time_group_norm(rig, (int64_t)side * side, 128);
     time_rows(rig, "add", all, WIDTH, queue_add);
-    time_rows(rig, "gated_add", all, WIDTH, queue_gated_add);
+    time_rows(rig, "gated_norm", all, WIDTH, queue_gated_norm);
     time_rows(rig, "gelu_multiply T5", TEXT, T5_HIDDEN, queue_gelu_multiply);
     time_rows(rig, "copy", all, WIDTH, queue_copy);
+    time_rows(rig, "copy, 1 row", 1, WIDTH, queue_copy);
     time_weights(rig);
 }

@@ -89,27 +89,87 @@ void try_rms_norm(struct rig *rig)
     rig_check(rig);
 }
 
-void try_head_norm_rope(struct rig *rig)
+/* Rows of the first kind: often all. */
+static int64_t choose_split(struct rig *rig, int64_t rows)
+{
+    int64_t split = rig_chance(rig, 40) ? rows : rig_range(rig, 0, rows);
+
+    rig_describe(rig, ", %lld of the first kind", (long long)split);
+    return split;
+}
+
+void try_head_norm(struct rig *rig)
 {
     int64_t rows = rig_size(rig, 140), size = 2 * rig_size(rig, 66);
     int64_t heads = rig_range(rig, 1, rig_chance(rig, 30) ? 60 : 5);
-    struct operand *x, *weight, *rope;
-    struct grid values[3];
+    double centre = choose_centre(rig);
+    struct head_norm args = {.eps = 1e-6f};
+    struct head_case wanted[2] = {{.eps = (double)args.eps}, {.eps = (double)args.eps}};
+    struct operand *x[2], *rope, *weight;
 
     rig_describe(rig, " %lld rows, %lld heads of %lld", (long long)rows, (long long)heads,
                  (long long)size);
-    x = rig_input(rig, rig->backend->activation, rows, heads * size, choose_centre(rig), 1);
-    weight = rig_vector(rig, size, 1, 1);
+    args.split = wanted[0].split = wanted[1].split = choose_split(rig, rows);
     /* Any factors: a wrong pair, sign or order shows in all of them. */
     rope = rig_input(rig, DTYPE_F32, rows, size, 0, 1);
-    values[0] = rig_values(x);
-    values[1] = rig_values(weight);
-    values[2] = rig_values(rope);
-    rig->backend->ops->head_norm_rope(rig->backend, x->view, weight->view, rope->view, 1e-6f);
-    rig_want(x, reference_head_norm_rope(values[0], values[1], values[2], (double)1e-6f));
+    args.rope = rope->view;
+    for (int i = 0; i < 2; i++) { /* q, k */
+        x[i] = rig_input(rig, rig->backend->activation, rows, heads * size, centre, 1);
+        *(i == 0 ? &args.q : &args.k) = x[i]->view;
+        wanted[i].x = rig_values(x[i]);
+        wanted[i].rope = rig_values(rope);
+        for (int kind = 0; kind < 2; kind++) {
+            weight = rig_vector(rig, size, 1, 1);
+            *(i == 0 ? &args.weights[kind].q : &args.weights[kind].k) = weight->view;
+            wanted[i].weight[kind] = rig_values(weight);
+        }
+    }
+    rig->backend->ops->head_norm(rig->backend, &args);
+    for (int i = 0; i < 2; i++)
+        rig_want(x[i], reference_head_norm(&wanted[i]));
     rig_check(rig);
-    for (int i = 0; i < 3; i++)
-        grid_free(&values[i]);
+    for (int i = 0; i < 2; i++) {
+        grid_free(&wanted[i].x);
+        grid_free(&wanted[i].rope);
+        grid_free(&wanted[i].weight[0]);
+        grid_free(&wanted[i].weight[1]);
+    }
+}
+
+void try_gated_norm(struct rig *rig)
+{
+    struct operand *x = choose_rows(rig);
+    struct operand *y = rig_input(rig, x->view.dtype, x->view.rows, x->view.cols, 0, 2);
+    struct gated_norm args = {.x = x->view, .y = y->view, .eps = choose_eps(rig)};
+    struct gated_case wanted = {.x = rig_values(x),
+                                .y = rig_values(y),
+                                .eps = (double)args.eps,
+                                .roundoff = rig_roundoff(x->view.dtype)};
+    struct reference x_wanted, y_wanted;
+
+    args.split = wanted.split = choose_split(rig, x->view.rows);
+    for (int kind = 0; kind < 2; kind++) {
+        struct operand *gate = rig_vector(rig, x->view.cols, 0, 2);
+        struct operand *shift = rig_vector(rig, x->view.cols, 0, 1);
+        struct operand *scale = rig_vector(rig, x->view.cols, 0, 1);
+
+        args.vectors[kind] = (struct gated_vectors){gate->view, shift->view, scale->view};
+        wanted.gate[kind] = rig_values(gate);
+        wanted.shift[kind] = rig_values(shift);
+        wanted.scale[kind] = rig_values(scale);
+    }
+    rig->backend->ops->gated_norm(rig->backend, &args);
+    reference_gated_norm(&wanted, &x_wanted, &y_wanted);
+    rig_want(x, x_wanted);
+    rig_want(y, y_wanted);
+    rig_check(rig);
+    grid_free(&wanted.x);
+    grid_free(&wanted.y);
+    for (int kind = 0; kind < 2; kind++) {
+        grid_free(&wanted.gate[kind]);
+        grid_free(&wanted.shift[kind]);
+        grid_free(&wanted.scale[kind]);
+    }
 }
 
 /* All rows in one part, or in several, of which each begins with the same origin. */

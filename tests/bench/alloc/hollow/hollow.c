@@ -108,6 +108,14 @@ static void norm_of_three(struct backend *backend, struct tensor y, struct tenso
 {
 }
 
+static void head_norm(struct backend *backend, const struct head_norm *args)
+{
+}
+
+static void gated_norm(struct backend *backend, const struct gated_norm *args)
+{
+}
+
 static void of_three(struct backend *backend, struct tensor y, struct tensor a, struct tensor b)
 {
 }
@@ -161,12 +169,12 @@ static const struct backend_ops hollow_ops = {
     .layer_norm = norm_of_four,
     .modulated_norm = norm_of_four,
     .rms_norm = norm_of_three,
-    .head_norm_rope = norm_of_three,
+    .head_norm = head_norm,
+    .gated_norm = gated_norm,
     .channel_sums = channel_sums,
     .group_norm = group_norm,
     .affine = of_three,
     .add = of_two,
-    .gated_add = of_three,
     .gelu_multiply = of_two,
     .silu = of_two,
     .copy = of_two,
