@@ -174,9 +174,10 @@ __device__ inline float quad_sum(float x)
     return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
-/* New shifts where scores have risen too high. */
+/* New shifts where scores have risen too high: true if there are any, and what the output so far is
+ * to be multiplied by. */
 template <class L>
-__device__ inline void shifts_renew(struct progress<L> &now,
+__device__ inline bool shifts_renew(struct progress<L> &now, float rescale[L::STRIPES][2],
                                     const float s[L::STRIPES][L::KEYS / 8][4], float scale)
 {
     float highest[L::STRIPES][2];
@@ -195,70 +196,76 @@ __device__ inline void shifts_renew(struct progress<L> &now,
             risen |= highest[m][half] > now.shift[m][half] + RISE_MAX;
         }
     if (!__any_sync(0xffffffffu, risen))
-        return;
+        return false;
 #pragma unroll
     for (int m = 0; m < L::STRIPES; m++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            float top = quad_maximum(highest[m][half]), rescale;
+            float top = quad_maximum(highest[m][half]), &shift = now.shift[m][half];
 
-            top = top > now.shift[m][half] + RISE_MAX ? top : now.shift[m][half];
-            rescale = power_of_2(now.shift[m][half] - top);
-            now.shift[m][half] = top;
-            now.sum[m][half] *= rescale;
-#pragma unroll
-            for (int n = 0; n < L::D / 8; n++) {
-                now.o[m][n][2 * half] *= rescale;
-                now.o[m][n][2 * half + 1] *= rescale;
-            }
+            top = top > shift + RISE_MAX ? top : shift;
+            rescale[m][half] = power_of_2(shift - top);
+            now.sum[m][half] *= rescale[m][half];
+            shift = top;
         }
+    return true;
 }
 
-/* Two scores become weights, as the element `e` of operands: c of two products of 8 keys is laid
- * out as a of one product of 16. */
 template <class L>
-__device__ inline void weights_compute(uint32_t p[L::STRIPES][4], struct progress<L> &now,
-                                       const float s[L::STRIPES][L::KEYS / 8][4], int step, int e,
-                                       float scale)
+__device__ inline void output_rescale(struct progress<L> &now, const float rescale[L::STRIPES][2])
 {
-    int m = e / 4, half = e % 2;
-    const float *pair_of = &s[m][2 * step + e % 4 / 2][2 * half];
-    float low = power_of_2(fmaf(pair_of[0], scale, -now.shift[m][half]));
-    float high = power_of_2(fmaf(pair_of[1], scale, -now.shift[m][half]));
-
-    now.sum[m][half] += low + high;
-    p[m][e % 4] = pair(low, high);
+#pragma unroll
+    for (int m = 0; m < L::STRIPES; m++)
+#pragma unroll
+        for (int n = 0; n < L::D / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                now.o[m][n][i] *= rescale[m][i / 2];
 }
 
-/* o += p·v for weights p = 2^(s·scale − shift); those of the next 16 keys are computed while the
- * matrix units are busy with 16. */
+/* Two of a query's scores become weights 2^(s·scale − shift). */
+__device__ inline void weigh(float s[2], float scale, float shift, float &sum)
+{
+    s[0] = power_of_2(fmaf(s[0], scale, -shift));
+    s[1] = power_of_2(fmaf(s[1], scale, -shift));
+    sum += s[0] + s[1];
+}
+
+/* o += p·v for the weights p; those of the next 16 keys are computed while the matrix units are
+ * busy with 16. c of two products of 8 keys is laid out as a of one product of 16. */
 template <class L>
-__device__ inline void output_add(struct progress<L> &now,
-                                  const float s[L::STRIPES][L::KEYS / 8][4], float scale,
-                                  const bf16 *v)
+__device__ inline void output_add(struct progress<L> &now, float s[L::STRIPES][L::KEYS / 8][4],
+                                  float scale, const bf16 *v)
 {
     constexpr int STEPS = L::KEYS / 16, PRODUCTS = L::D / 16, PAIRS = 4 * L::STRIPES;
     constexpr int EACH = (PAIRS + PRODUCTS - 1) / PRODUCTS;
     int of_value = here(place<L::D>(lane() % 16, lane() / 16));
     uint32_t p[STEPS][L::STRIPES][4], b[4];
+    auto weights = [&](int step, int i) {
+        int m = i / 4, half = i % 2;
+        float *two = &s[m][2 * step + i % 4 / 2][2 * half];
+
+        weigh(two, scale, now.shift[m][half], now.sum[m][half]);
+        p[step][m][i % 4] = pair(two[0], two[1]);
+    };
 
 #pragma unroll
-    for (int e = 0; e < PAIRS; e++)
-        weights_compute<L>(p[0], now, s, 0, e, scale);
+    for (int i = 0; i < PAIRS; i++)
+        weights(0, i);
 #pragma unroll
-    for (int i = 0; i < STEPS; i++)
+    for (int step = 0; step < STEPS; step++)
 #pragma unroll
         for (int n = 0; n < PRODUCTS; n++) {
-            load_transposed(b, v + i * 16 * L::D + (of_value ^ n * 16));
+            load_transposed(b, v + step * 16 * L::D + (of_value ^ n * 16));
 #pragma unroll
             for (int m = 0; m < L::STRIPES; m++) {
-                mma(now.o[m][2 * n], p[i][m], b[0], b[1]);
-                mma(now.o[m][2 * n + 1], p[i][m], b[2], b[3]);
+                mma(now.o[m][2 * n], p[step][m], b[0], b[1]);
+                mma(now.o[m][2 * n + 1], p[step][m], b[2], b[3]);
             }
 #pragma unroll
-            for (int e = n * EACH; e < (n + 1) * EACH; e++)
-                if (i + 1 < STEPS && e < PAIRS)
-                    weights_compute<L>(p[i + 1], now, s, i + 1, e, scale);
+            for (int i = n * EACH; i < (n + 1) * EACH; i++)
+                if (step + 1 < STEPS && i < PAIRS)
+                    weights(step + 1, i);
         }
 }
 
@@ -311,7 +318,7 @@ __global__ void __launch_bounds__(L::THREADS, L::BLOCKS)
     /* What a score is multiplied by before the bias is added, and after. */
     float before = biased ? args.scale * LOG2_E : 1, after = biased ? 1 : args.scale * LOG2_E;
     uint32_t kept[L::D / 16][4];
-    float s[L::STRIPES][L::KEYS / 8][4];
+    float s[L::STRIPES][L::KEYS / 8][4], rescale[L::STRIPES][2];
     struct progress<L> now;
 
     auto rows_of = [&](const struct tensor &t) {
@@ -352,7 +359,8 @@ __global__ void __launch_bounds__(L::THREADS, L::BLOCKS)
         scores_compute<L>(s, kept, q + warp_row * L::D, turn(2 * i));
         if (biased || first + L::KEYS > keys || (causal && first + L::KEYS > block_row))
             scores_finish<L, PLAIN>(s, args, before, row, first);
-        shifts_renew<L>(now, s, after);
+        if (shifts_renew<L>(now, rescale, s, after))
+            output_rescale<L>(now, rescale);
         output_add<L>(now, s, after, turn(2 * i + 1));
     }
     output_store<L, WIDE>(now, args.y, row, size);

@@ -35,6 +35,7 @@ static const struct {
     {"cuMemMap", offsetof(struct driver, map)},
     {"cuMemUnmap", offsetof(struct driver, unmap)},
     {"cuMemSetAccess", offsetof(struct driver, set_access)},
+    {"cuTensorMapEncodeTiled", offsetof(struct driver, tensor_map)},
 };
 
 /* ---- NVML: what nvml.h says, which not every toolkit has ---- */

@@ -46,6 +46,13 @@ struct driver {
     CUresult (*set_access)(CUdeviceptr address, size_t bytes, const CUmemAccessDesc *access,
                            size_t count);
 
+    /* What a matrix in memory is, for the copies of hopper.cuh. */
+    CUresult (*tensor_map)(CUtensorMap *map, CUtensorMapDataType type, cuuint32_t rank, void *data,
+                           const cuuint64_t *counts, const cuuint64_t *strides,
+                           const cuuint32_t *box, const cuuint32_t *steps,
+                           CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,
+                           CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill);
+
     /* Memory of a device in use by anybody, which needs no context: from NVML, if it is there.
      * 0 or -ENOTSUP. */
     int (*memory_used)(const char *bus_id, uint64_t *bytes);

@@ -14,7 +14,7 @@
 /* A block's memory, of the size given at the launch. */
 template <typename T> __device__ inline T *block_memory()
 {
-    extern __shared__ __align__(128) unsigned char block_bytes[];
+    extern __shared__ __align__(1024) unsigned char block_bytes[];
 
     return (T *)block_bytes;
 }

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <vector>
 
-#include "engine/cuda/attention_fused.cuh"
+#include "engine/cuda/attention_hopper.cu"
 
 enum { ROUNDS = 40 };
 
@@ -49,9 +49,17 @@ static float of_bits(uint16_t bits)
     return x;
 }
 
-template <class L> static void time_layout(struct problem *p)
+extern "C" bool cuda_check(struct cuda_backend *cuda, cudaError_t code, const char *what)
 {
-    dim3 grid(blocks_for(p->args.q.rows, L::QUERIES), (unsigned)p->args.heads);
+    if (code != cudaSuccess)
+        printf("%s: %s\n", what, cudaGetErrorString(code));
+    return code == cudaSuccess;
+}
+
+static struct cuda_backend backend;
+
+static void time_kernel(struct problem *p, const char *name, void (*queue)(const struct problem *p))
+{
     std::vector<uint16_t> result((size_t)(p->args.q.rows * p->args.q.cols));
     double work = 4.0 * (double)p->args.q.rows * (double)p->args.k.rows * (double)p->args.q.cols;
     float best = 1e9f, total = 0, worst = 0;
@@ -64,8 +72,7 @@ template <class L> static void time_layout(struct problem *p)
         float ms;
 
         cudaEventRecord(begin);
-        kernel_queue(0, grid, L::THREADS, L::BYTES, attention_kernel<L, true, true>, p->args,
-                     p->size);
+        queue(p);
         cudaEventRecord(end);
         cudaEventSynchronize(end);
         cudaEventElapsedTime(&ms, begin, end);
@@ -75,17 +82,42 @@ template <class L> static void time_layout(struct problem *p)
     cudaMemcpy(result.data(), p->args.y.data, result.size() * 2, cudaMemcpyDeviceToHost);
     if (p->first.empty())
         p->first = result;
-    for (size_t i = 0; i < result.size(); i++)
-        worst = fmaxf(worst, fabsf(of_bits(result[i]) - of_bits(p->first[i])));
+    for (size_t i = 0; i < result.size(); i++) {
+        float off = fabsf(of_bits(result[i]) - of_bits(p->first[i]));
+
+        worst = off > worst || off != off ? off : worst;
+    }
     total /= ROUNDS - ROUNDS / 2;
-    printf("%5d x %5d, %2d heads of %3d: %d x 16 queries, %3d keys, %d warps, %d tiles, %d blocks: "
-           "%7.3f ms at best, %7.3f mean, %6.1f TFLOP/s, off by %.5f, %s\n",
-           (int)p->args.q.rows, (int)p->args.k.rows, p->args.heads, p->size, L::STRIPES, L::KEYS,
-           L::THREADS / 32, L::TILES, L::BLOCKS, best, total, work / total / 1e9, worst,
-           cudaGetErrorString(cudaGetLastError()));
+    printf("%5d x %5d, %2d x %3d: %-24s %7.3f ms at best, %7.3f mean, %6.1f TFLOP/s, off by %.5f, "
+           "%s\n",
+           (int)p->args.q.rows, (int)p->args.k.rows, p->args.heads, p->size, name, best, total,
+           work / total / 1e9, worst, cudaGetErrorString(cudaGetLastError()));
 }
 
-static void time_problem(int tokens, int heads, int size)
+template <class L> static void queue_layout(const struct problem *p)
+{
+    dim3 grid(blocks_for(p->args.q.rows, L::QUERIES), (unsigned)p->args.heads);
+
+    kernel_queue((cudaStream_t)0, grid, L::THREADS, L::BYTES, attention_kernel<L, true, true>,
+                 p->args, p->size);
+}
+
+template <class L> static void time_layout(struct problem *p)
+{
+    char name[64];
+
+    snprintf(name, sizeof name, "%d, %d, %d, %d, %d", L::STRIPES, L::KEYS, L::THREADS / 32,
+             L::TILES, L::BLOCKS);
+    time_kernel(p, name, queue_layout<L>);
+}
+
+static void queue_hopper(const struct problem *p)
+{
+    if (!attention_hopper(&backend, &p->args))
+        printf("no map\n");
+}
+
+static void time_problem(int tokens, int heads, int size, bool hopper)
 {
     struct problem p = {};
 
@@ -97,19 +129,23 @@ static void time_problem(int tokens, int heads, int size)
     device_rows(tokens, heads * size, true, &p.args.v);
     device_rows(tokens, heads * size, false, &p.args.y);
     time_layout<layout<128, 2, 32, 4, 2, 2>>(&p);
-    time_layout<layout<128, 2, 32, 4, 3, 2>>(&p);
-    time_layout<layout<128, 2, 32, 4, 4, 2>>(&p);
-    time_layout<layout<128, 2, 64, 4, 2, 2>>(&p);
-    time_layout<layout<128, 2, 64, 4, 3, 2>>(&p);
-    time_layout<layout<128, 2, 64, 8, 2, 1>>(&p);
-    time_layout<layout<128, 2, 64, 8, 4, 1>>(&p);
-    time_layout<layout<128, 1, 32, 4, 3, 3>>(&p);
-    time_layout<layout<128, 1, 64, 4, 2, 3>>(&p);
-    time_layout<layout<128, 1, 64, 4, 3, 3>>(&p);
-    time_layout<layout<128, 1, 64, 4, 3, 2>>(&p);
-    time_layout<layout<128, 1, 64, 4, 4, 2>>(&p);
-    time_layout<layout<128, 1, 64, 8, 4, 1>>(&p);
-    time_layout<layout<128, 1, 128, 8, 3, 1>>(&p);
+    if (hopper) {
+        time_kernel(&p, "hopper", queue_hopper);
+    } else {
+        time_layout<layout<128, 2, 32, 4, 3, 2>>(&p);
+        time_layout<layout<128, 2, 32, 4, 4, 2>>(&p);
+        time_layout<layout<128, 2, 64, 4, 2, 2>>(&p);
+        time_layout<layout<128, 2, 64, 4, 3, 2>>(&p);
+        time_layout<layout<128, 2, 64, 8, 2, 1>>(&p);
+        time_layout<layout<128, 2, 64, 8, 4, 1>>(&p);
+        time_layout<layout<128, 1, 32, 4, 3, 3>>(&p);
+        time_layout<layout<128, 1, 64, 4, 2, 3>>(&p);
+        time_layout<layout<128, 1, 64, 4, 3, 3>>(&p);
+        time_layout<layout<128, 1, 64, 4, 3, 2>>(&p);
+        time_layout<layout<128, 1, 64, 4, 4, 2>>(&p);
+        time_layout<layout<128, 1, 64, 8, 4, 1>>(&p);
+        time_layout<layout<128, 1, 128, 8, 3, 1>>(&p);
+    }
     cudaFree(p.args.q.data);
     cudaFree(p.args.k.data);
     cudaFree(p.args.v.data);
@@ -118,7 +154,17 @@ static void time_problem(int tokens, int heads, int size)
 
 int main(void)
 {
-    time_problem(4608, 24, 128);
-    time_problem(1536, 24, 128);
+    void *function = NULL;
+    cudaDriverEntryPointQueryResult found;
+
+    cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault,
+                                     &found);
+    memcpy(&backend.driver.tensor_map, &function, sizeof function);
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    for (int hopper = 0; hopper < 2; hopper++) {
+        time_problem(4608, 24, 128, hopper);
+        time_problem(1536, 24, 128, hopper);
+        time_problem(1000, 24, 104, hopper);
+    }
     return 0;
 }
