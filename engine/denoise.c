@@ -302,19 +302,48 @@ static void finish_step(struct image *image, struct compute *c)
     image->step++;
 }
 
+static struct tensor joined_place(const struct round *round, uintptr_t base, uint64_t *at)
+{
+    const struct engine *engine = round->engine;
+
+    return memory_place(base, at, engine->backend->activation, round->lanes[0].branch->hidden.rows,
+                        5 * (int64_t)engine->transformer.config.width);
+}
+
+/* Whether attention and MLP of an image's single blocks can lie beside each other from one piece to
+ * the next: the image is alone, and no weights have to give way. */
+static bool can_join(const struct round *round)
+{
+    const struct block_list *list = &round->engine->transformer.step;
+    uint64_t bytes = round->scratch_bytes, weights = 0;
+
+    if (round->count != 1)
+        return false;
+    joined_place(round, 0, &bytes);
+    for (size_t i = 0; i < list->count; i++)
+        weights += in_pages(round->engine, list->blocks[i]->bytes);
+    return in_pages(round->engine, bytes) + weights <= engine_room(round->engine);
+}
+
 static int step_blocks(struct round *round, struct error *err)
 {
     struct engine *engine = round->engine;
     struct block_list *list = &engine->transformer.step;
+    uint64_t at = round->scratch_bytes, workspace_bytes = at;
+    bool joined = can_join(round);
     struct compute c;
 
-    if (pass_open(engine, list, round->scratch_bytes, err) != 0)
+    if (joined)
+        joined_place(round, 0, &workspace_bytes);
+    if (pass_open(engine, list, workspace_bytes, err) != 0)
         return err->code;
     for (size_t l = 0; l < round->count; l++) {
         struct lane *lane = &round->lanes[l];
 
         lane->scratch = pass_cursor(engine, &lane->image->step_scratch);
         lane->step = image_step_args(lane->image, lane->branch);
+        if (joined)
+            lane->step.joined = joined_place(round, engine->workspace, &at);
     }
     for (size_t i = 0; i < list->count && !all_skipped(round); i++) {
         if (pass_block(engine, i, true, err) != 0)

@@ -100,6 +100,9 @@ struct transformer_step {
     struct tensor hidden;  /* work: [text tokens + image tokens, width], text first */
     struct tensor carried; /* work: the same shape; what a piece leaves to the next one: its input,
                               normed, or attention on its way to a single block's MLP */
+    struct tensor joined;  /* work: [text tokens + image tokens, 5·width], for a single block's
+                              attention and MLP beside each other, where pieces of others don't
+                              come between; else absent */
     struct tensor rope;    /* fp32 [text tokens + image tokens, head_size] */
     struct tensor modulation; /* fp32 [1, modulation_width], this step's row */
     struct tensor velocity;   /* out: fp32 [image tokens, channels] */

@@ -187,6 +187,11 @@ static void double_apply(struct compute *c, const struct transformer *t, size_t 
         double_mlp(c, t, i, piece == 2, args);
 }
 
+static bool is_joined(const struct transformer_step *args)
+{
+    return args->joined.cols != 0;
+}
+
 static void single_attention(struct compute *c, const struct transformer *t, size_t i,
                              const struct transformer_step *args)
 {
@@ -198,11 +203,10 @@ static void single_attention(struct compute *c, const struct transformer *t, siz
     op_head_norm(c, (struct head_norm){tensor_cols(qkv, 0, width), tensor_cols(qkv, width, width),
                                        args->rope, .weights = {{block->norm_q, block->norm_k}},
                                        .split = rows, .eps = NORM_EPS});
-    attend(c, t, args->carried, qkv);
+    attend(c, t, is_joined(args) ? tensor_cols(args->joined, 0, width) : args->carried, qkv);
     op_release(c, qkv);
 }
 
-/* What attention took the place of is normed once more. */
 static void single_mlp(struct compute *c, const struct transformer *t, size_t i,
                        const struct transformer_step *args)
 {
@@ -210,17 +214,20 @@ static void single_mlp(struct compute *c, const struct transformer *t, size_t i,
     int64_t rows = args->hidden.rows, width = t->config.width;
     size_t at = (size_t)t->config.doubles + i;
     struct entry entry = entry_of(t, at, false);
-    struct tensor normed = op_scratch(c, rows, width);
-    struct tensor joined = op_scratch(c, rows, 5 * width); /* attention, MLP */
+    struct tensor scratch[] = {op_scratch(c, rows, width), op_scratch(c, rows, 5 * width)};
+    struct tensor normed = is_joined(args) ? args->carried : scratch[0];
+    struct tensor joined = is_joined(args) ? args->joined : scratch[1];
 
-    enter(c, t, args, normed, args->hidden, entry);
-    op_copy(c, tensor_cols(joined, 0, width), args->carried);
+    if (!is_joined(args)) { /* attention took the place of what had been normed */
+        enter(c, t, args, normed, args->hidden, entry);
+        op_copy(c, tensor_cols(joined, 0, width), args->carried);
+    }
     op_linear(c, (struct linear){tensor_cols(joined, width, 4 * width), normed, block->up,
                                  block->up_bias, ACTIVATION_GELU_TANH});
     op_linear(c,
               (struct linear){args->carried, joined, block->out, block->out_bias, ACTIVATION_NONE});
-    op_release(c, joined);
-    op_release(c, normed);
+    op_release(c, scratch[1]);
+    op_release(c, scratch[0]);
     op_gated_norm(c, (struct gated_norm){args->hidden, args->carried,
                                          .vectors = {leave(t, args, entry.modulation, GATE,
                                                            entry_of(t, at + 1, false))},
