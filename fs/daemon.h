@@ -89,14 +89,14 @@ struct submission {
 };
 
 /* Whether it would be taken, as far as it is written: what is not complete is only given room on
- * the disk, in *held_bytes (queue_reserve). Failure: EINVAL, EAGAIN (the queue is full), ENOSPC
- * (also where pinned images leave no room), ENOMEM; the disk's errno while it fails. */
+ * the disk and a place in the queue. Failure: EINVAL, EAGAIN (the queue is full), ENOSPC (also
+ * where pinned images leave no room), ENOMEM; the disk's errno while it fails. */
 int submission_check(struct daemon *daemon, const struct submission *submission, bool complete,
-                     uint64_t *held_bytes, struct error *err);
+                     struct queue_hold *hold, struct error *err);
 
 /* Puts the jobs into the queue, durably; ids has room for PROMPT_MAX_COUNT. Failure: as above, and
  * as queue_push. */
-int submission_accept(struct daemon *daemon, const struct submission *submission, int64_t *ids,
-                      size_t *count, struct error *err);
+int submission_accept(struct daemon *daemon, const struct submission *submission,
+                      struct queue_hold *hold, int64_t *ids, size_t *count, struct error *err);
 
 #endif

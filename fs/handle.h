@@ -30,9 +30,9 @@ struct handle {
     uint64_t hash; /* of the snapshot */
     int64_t snapshot_ns, changed_ns;
     bool was_read;
-    bool dirty;          /* prompts/: written to since the last submission */
-    bool refused;        /* `new`: write() has said no; the rest is dropped until close */
-    uint64_t held_bytes; /* on the disk for what was written (queue_reserve); the queue's */
+    bool dirty;             /* prompts/: written to since the last submission */
+    bool refused;           /* `new`: write() has said no; the rest is dropped until close */
+    struct queue_hold hold; /* for what was written; the queue's */
 
     struct text reply;
     off_t reply_base;   /* the file offset of reply's first byte; -1: that of the next read */

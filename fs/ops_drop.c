@@ -123,8 +123,8 @@ void drop_write(fuse_req_t req, struct handle *handle, const char *bytes, size_t
     off_t end = offset + (off_t)size;
     struct error err;
     ssize_t written;
-    int code = queue_reserve(
-        daemon->queue, &handle->held_bytes,
+    int code = queue_hold_bytes(
+        daemon->queue, &handle->hold,
         queue_push_bytes(1, end < PROMPT_MAX_BYTES ? (size_t)end : PROMPT_MAX_BYTES), &err);
 
     if (code != 0) {
@@ -204,7 +204,7 @@ static int file_submit(struct daemon *daemon, const char *name, int fd, const st
                             "prompts/%s: %s: not painted; save it again", name, strerror(-code));
     } else if (content.length > 0 && strspn(content.bytes, " \t\r\n") < content.length &&
                !made_already(daemon, name, submission.source_digest)) {
-        code = submission_accept(daemon, &submission, ids, &count, &err);
+        code = submission_accept(daemon, &submission, NULL, ids, &count, &err);
     }
     content_finish(&content);
     return code;
@@ -235,7 +235,7 @@ int drop_commit(struct daemon *daemon, struct handle *handle)
 {
     int code = handle_submit(daemon, handle);
 
-    queue_reserve(daemon->queue, &handle->held_bytes, 0, NULL);
+    queue_hold_nothing(daemon->queue, &handle->hold);
     return code;
 }
 

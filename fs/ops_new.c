@@ -61,7 +61,7 @@ void new_write(fuse_req_t req, struct handle *handle, const char *bytes, size_t 
     } else {
         struct submission submission = submission_of(handle, &copy);
         submission.length = length;
-        code = submission_check(daemon, &submission, copy.length > 0, &handle->held_bytes, &err);
+        code = submission_check(daemon, &submission, copy.length > 0, &handle->hold, &err);
     }
     content_finish(&copy);
     if (code == 0) {
@@ -72,6 +72,7 @@ void new_write(fuse_req_t req, struct handle *handle, const char *bytes, size_t 
     handle->refused = true;
     content_finish(&handle->content);
     pthread_mutex_unlock(&daemon->tree.lock);
+    queue_hold_nothing(daemon->queue, &handle->hold);
     fuse_reply_err(req, -code);
 }
 
@@ -81,6 +82,7 @@ void new_truncate(struct daemon *daemon, struct handle *handle)
     content_clear(&handle->content);
     handle->refused = false;
     pthread_mutex_unlock(&daemon->tree.lock);
+    queue_hold_nothing(daemon->queue, &handle->hold);
 }
 
 /* What was read of the reply goes, so that a reader that alternates writes and reads finds the next
@@ -100,7 +102,7 @@ static void reply_add(struct handle *handle, const int64_t *ids, size_t count)
     }
 }
 
-static int content_commit(struct daemon *daemon, struct handle *handle)
+static int content_commit(struct daemon *daemon, struct handle *handle, struct queue_hold *hold)
 {
     int64_t ids[PROMPT_MAX_COUNT];
     struct submission submission;
@@ -119,7 +121,7 @@ static int content_commit(struct daemon *daemon, struct handle *handle)
         return 0;
     }
     submission = submission_of(handle, &content);
-    code = submission_accept(daemon, &submission, ids, &count, &err);
+    code = submission_accept(daemon, &submission, hold, ids, &count, &err);
     content_finish(&content);
     if (code == 0) {
         pthread_mutex_lock(&daemon->tree.lock);
@@ -131,9 +133,12 @@ static int content_commit(struct daemon *daemon, struct handle *handle)
 
 int new_commit(struct daemon *daemon, struct handle *handle)
 {
-    int code = content_commit(daemon, handle);
+    struct queue_hold hold;
+    int code;
 
-    queue_reserve(daemon->queue, &handle->held_bytes, 0, NULL);
+    queue_hold_move(daemon->queue, &handle->hold, &hold); /* others may write on meanwhile */
+    code = content_commit(daemon, handle, &hold);
+    queue_hold_nothing(daemon->queue, &hold);
     return code;
 }
 

@@ -165,6 +165,10 @@ static void batch_publish(struct batch *batch, struct change *changes, int rc,
             change->rc = rc;
             change->err = *err;
         }
+        if (change->hold != NULL) {
+            queue->held_places -= change->hold->places;
+            change->hold->places = 0;
+        }
         change->done = true;
         batch->writers++;
     }
@@ -208,6 +212,7 @@ static void *committer_run(void *owner)
         queue->first = queue->last = NULL;
         queue->pending = 0;
         batch.waiting = (int64_t)queue->index.state[JOB_WAITING];
+        batch.placed = 0;
         batch.last_id = queue->last_id;
         pthread_mutex_unlock(&queue->lock);
         if (changes == NULL) {

@@ -117,10 +117,18 @@ void queue_close(struct queue *queue);
 /* ---- Changes: return when durable. ENOENT: no such job; EIO, ENOSPC, ENOMEM as the disk says.
  * ---- */
 
-/* Adds `count` jobs, all or none, last in their priority; ids[count] gets theirs, ascending.
+/* What a prompt that is being written holds, so that pushing it will not fail for want of it; all 0
+ * at first. The queue's own to read and write. */
+struct queue_hold {
+    uint64_t bytes; /* on the disk */
+    size_t places;  /* among the jobs that may wait */
+};
+
+/* Adds `count` jobs, all or none, last in their priority; ids[count] gets theirs, ascending. The
+ * places that `hold` has (NULL: none) are used, or given back.
  * Failure: EAGAIN when the waiting limit would be passed. */
-int queue_push(struct queue *queue, const struct job_request *requests, size_t count, int64_t *ids,
-               struct error *err);
+int queue_push(struct queue *queue, const struct job_request *requests, size_t count,
+               struct queue_hold *hold, int64_t *ids, struct error *err);
 
 /* Takes the first waiting job: it is running now. `job` is the caller's (job_finish).
  * `allowed` (NULL: always) is asked in the turn of this change, so of what was settled before a job
@@ -172,10 +180,19 @@ int queue_probe(struct queue *queue, struct error *err);
 
 /* ---- From memory: never wait for the disk. ---- */
 
-/* Sets room aside on the disk, or gives it back: for the prompt that holds *held_bytes (0 at first)
- * it is `bytes` from now on, so that pushing it will not fail for want of room. Looks at the disk,
- * but waits for no commit. Failure: ENOSPC, EDQUOT; then *held_bytes stays as it was. */
-int queue_reserve(struct queue *queue, uint64_t *held_bytes, uint64_t bytes, struct error *err);
+/* Sets room aside on the disk, or gives it back: what `hold` has is `bytes` from now on. Looks at
+ * the disk, but waits for no commit. Failure: ENOSPC, EDQUOT; then it has what it had. */
+int queue_hold_bytes(struct queue *queue, struct queue_hold *hold, uint64_t bytes,
+                     struct error *err);
+
+/* The same for places among those who wait. Failure: EAGAIN when others have them all. */
+int queue_hold_places(struct queue *queue, struct queue_hold *hold, size_t places,
+                      struct error *err);
+
+void queue_hold_nothing(struct queue *queue, struct queue_hold *hold);
+
+/* What `from` has is in `to` from now on, which had nothing. */
+void queue_hold_move(struct queue *queue, struct queue_hold *from, struct queue_hold *to);
 
 /* The bytes to set aside for a push of so many jobs with so long a text each. */
 uint64_t queue_push_bytes(size_t count, size_t text_bytes);
@@ -183,9 +200,6 @@ uint64_t queue_push_bytes(size_t count, size_t text_bytes);
 /* Why the last change failed, if it did for the disk's sake or for want of memory, or why the last
  * prompt got no room; else 0. */
 int queue_trouble(struct queue *queue, struct error *err);
-
-/* EAGAIN with the reason if `count` more jobs would pass the limit: for write(), before close(). */
-int queue_room(struct queue *queue, size_t count, struct error *err);
 
 void queue_counts(struct queue *queue, struct queue_counts *counts);
 bool queue_find(struct queue *queue, int64_t id, struct job_info *info);

@@ -83,17 +83,18 @@ static int add_one(struct batch *batch, const struct job_request *request, int64
 
 static int apply_push(struct batch *batch, struct change *change, struct error *err)
 {
-    int rc = queue_check_limit(batch->queue, (size_t)batch->waiting, change->count, err);
+    int rc = batch_check_places(batch, change, err);
     for (size_t i = 0; i < change->count && rc == 0; i++) {
         rc = add_one(batch, &change->requests[i], &change->ids[i], err);
     }
     return rc;
 }
 
-int queue_push(struct queue *queue, const struct job_request *requests, size_t count, int64_t *ids,
-               struct error *err)
+int queue_push(struct queue *queue, const struct job_request *requests, size_t count,
+               struct queue_hold *hold, int64_t *ids, struct error *err)
 {
-    struct change change = {.apply = apply_push, .requests = requests, .count = count, .ids = ids};
+    struct change change = {
+        .apply = apply_push, .requests = requests, .count = count, .hold = hold, .ids = ids};
     return queue_change(queue, &change, err);
 }
 
@@ -301,7 +302,8 @@ static int apply_retry(struct batch *batch, struct change *change, struct error 
         rc = refuse_state(change->id, entry.info.state, "an ended", err);
     }
     if (rc == 0) {
-        rc = queue_check_limit(batch->queue, (size_t)batch->waiting, 1, err);
+        change->count = 1;
+        rc = batch_check_places(batch, change, err);
     }
     return rc == 0 ? wait_again(batch, change->id, next_position(batch->queue), err) : rc;
 }

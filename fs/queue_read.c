@@ -7,26 +7,6 @@
 
 #include "fs/queue_private.h"
 
-int queue_check_limit(const struct queue *queue, size_t waiting, size_t more, struct error *err)
-{
-    if (queue->waiting_limit == 0 ||
-        (more <= queue->waiting_limit && waiting <= queue->waiting_limit - more)) {
-        return 0;
-    }
-    return error_set(err, EAGAIN,
-                     "the queue is full: %zu jobs wait and %zu may (queue_limit): try again when "
-                     "some are done",
-                     waiting, queue->waiting_limit);
-}
-
-int queue_room(struct queue *queue, size_t count, struct error *err)
-{
-    pthread_mutex_lock(&queue->lock);
-    size_t waiting = queue->index.state[JOB_WAITING];
-    pthread_mutex_unlock(&queue->lock);
-    return queue_check_limit(queue, waiting, count, err);
-}
-
 int queue_trouble(struct queue *queue, struct error *err)
 {
     pthread_mutex_lock(&queue->lock);

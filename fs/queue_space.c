@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Room on the disk for prompts that are being written: blocks behind the end of SQLite's journal,
- * where the next commits go. */
+/* Room for prompts that are being written: places among the jobs that may wait, and blocks behind
+ * the end of SQLite's journal, where the next commits go. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -97,24 +97,25 @@ static int queue_shorten(struct queue *queue)
     return queue_change(queue, &change, NULL);
 }
 
-int queue_reserve(struct queue *queue, uint64_t *held_bytes, uint64_t bytes, struct error *err)
+int queue_hold_bytes(struct queue *queue, struct queue_hold *hold, uint64_t bytes,
+                     struct error *err)
 {
     struct space *space = &queue->space;
     struct error why = {0};
     int rc = 0;
 
     pthread_mutex_lock(&space->lock);
-    space->held += bytes - *held_bytes;
-    if (bytes > *held_bytes) {
+    space->held += bytes - hold->bytes;
+    if (bytes > hold->bytes) {
         rc = space_ensure(space, space->held + OTHERS_BYTES, &why);
         if (rc == -ENOSPC && queue_shorten(queue) == 0) {
             rc = space_ensure(space, space->held + OTHERS_BYTES, &why);
         }
     }
     if (rc == 0) {
-        *held_bytes = bytes;
+        hold->bytes = bytes;
     } else {
-        space->held -= bytes - *held_bytes;
+        space->held -= bytes - hold->bytes;
     }
     pthread_mutex_unlock(&space->lock);
     if (bytes > 0) {
@@ -124,4 +125,68 @@ int queue_reserve(struct queue *queue, uint64_t *held_bytes, uint64_t bytes, str
         pthread_mutex_unlock(&queue->lock);
     }
     return rc == 0 ? 0 : error_set(err, -rc, "%s", why.text);
+}
+
+/* So many are taken, and so many more are wanted. */
+static int check_limit(const struct queue *queue, size_t taken, size_t more, struct error *err)
+{
+    if (queue->waiting_limit == 0 ||
+        (more <= queue->waiting_limit && taken <= queue->waiting_limit - more)) {
+        return 0;
+    }
+    return error_set(err, EAGAIN,
+                     "the queue is full: %zu jobs wait or are being written and %zu may "
+                     "(queue_limit): try again when some are done",
+                     taken, queue->waiting_limit);
+}
+
+int queue_hold_places(struct queue *queue, struct queue_hold *hold, size_t places,
+                      struct error *err)
+{
+    int rc = 0;
+
+    pthread_mutex_lock(&queue->lock);
+    if (places > hold->places) {
+        rc = check_limit(queue, queue->index.state[JOB_WAITING] + queue->held_places - hold->places,
+                         places, err);
+    }
+    if (rc == 0) {
+        queue->held_places += places - hold->places;
+        hold->places = places;
+    }
+    pthread_mutex_unlock(&queue->lock);
+    return rc;
+}
+
+int batch_check_places(struct batch *batch, const struct change *change, struct error *err)
+{
+    struct queue *queue = batch->queue;
+    size_t own = change->hold != NULL ? change->hold->places : 0;
+    size_t others;
+
+    pthread_mutex_lock(&queue->lock);
+    others = queue->held_places - batch->placed - own;
+    pthread_mutex_unlock(&queue->lock);
+    batch->placed += own;
+    return own < change->count
+               ? check_limit(queue, (size_t)batch->waiting + others, change->count, err)
+               : 0;
+}
+
+void queue_hold_nothing(struct queue *queue, struct queue_hold *hold)
+{
+    (void)queue_hold_bytes(queue, hold, 0, NULL);
+    (void)queue_hold_places(queue, hold, 0, NULL);
+}
+
+void queue_hold_move(struct queue *queue, struct queue_hold *from, struct queue_hold *to)
+{
+    pthread_mutex_lock(&queue->space.lock);
+    to->bytes = from->bytes;
+    from->bytes = 0;
+    pthread_mutex_unlock(&queue->space.lock);
+    pthread_mutex_lock(&queue->lock);
+    to->places = from->places;
+    from->places = 0;
+    pthread_mutex_unlock(&queue->lock);
 }

@@ -30,9 +30,6 @@ static int parse(struct daemon *daemon, const struct submission *submission, str
     }
     code = worker_check(daemon->worker, prompt, err);
     if (code == 0) {
-        code = queue_room(daemon->queue, (size_t)prompt->values.count, err);
-    }
-    if (code == 0) {
         code = gallery_check(daemon, submission, err);
     }
     if (code != 0) {
@@ -61,8 +58,17 @@ static int disk_check(struct daemon *daemon, struct error *err)
     return queue_trouble(daemon->queue, err) == 0 ? 0 : queue_probe(daemon->queue, err);
 }
 
+static int hold_room(struct daemon *daemon, struct queue_hold *hold, size_t count, size_t bytes,
+                     struct error *err)
+{
+    int code = queue_hold_places(daemon->queue, hold, count, err);
+
+    return code == 0 ? queue_hold_bytes(daemon->queue, hold, queue_push_bytes(count, bytes), err)
+                     : code;
+}
+
 static int complete_check(struct daemon *daemon, const struct submission *submission,
-                          uint64_t *held_bytes, struct error *err)
+                          struct queue_hold *hold, struct error *err)
 {
     struct prompt prompt;
     int code = disk_check(daemon, err);
@@ -73,20 +79,18 @@ static int complete_check(struct daemon *daemon, const struct submission *submis
     if (code == 0) {
         size_t count = (size_t)prompt.values.count;
         prompt_finish(&prompt);
-        code = queue_reserve(daemon->queue, held_bytes, queue_push_bytes(count, submission->length),
-                             err);
+        code = hold_room(daemon, hold, count, submission->length, err);
     }
     return code;
 }
 
 int submission_check(struct daemon *daemon, const struct submission *submission, bool complete,
-                     uint64_t *held_bytes, struct error *err)
+                     struct queue_hold *hold, struct error *err)
 {
-    int code =
-        queue_reserve(daemon->queue, held_bytes, queue_push_bytes(1, submission->length), err);
+    int code = hold_room(daemon, hold, 1, submission->length, err);
 
     if (code == 0 && complete) {
-        code = complete_check(daemon, submission, held_bytes, err);
+        code = complete_check(daemon, submission, hold, err);
     }
     return code == 0 ? 0 : refuse(daemon, submission, code, err);
 }
@@ -107,7 +111,7 @@ static void source_number(char source[QUEUE_NAME_BYTES], const char *of, size_t 
 }
 
 static int push(struct daemon *daemon, const struct submission *submission, struct prompt *prompt,
-                int64_t *ids, struct error *err)
+                struct queue_hold *hold, int64_t *ids, struct error *err)
 {
     struct job_request requests[PROMPT_MAX_COUNT];
     struct prompt prompts[PROMPT_MAX_COUNT];
@@ -130,18 +134,18 @@ static int push(struct daemon *daemon, const struct submission *submission, stru
             requests[i].source = sources[i];
         }
     }
-    return queue_push(daemon->queue, requests, count, ids, err);
+    return queue_push(daemon->queue, requests, count, hold, ids, err);
 }
 
-int submission_accept(struct daemon *daemon, const struct submission *submission, int64_t *ids,
-                      size_t *count, struct error *err)
+int submission_accept(struct daemon *daemon, const struct submission *submission,
+                      struct queue_hold *hold, int64_t *ids, size_t *count, struct error *err)
 {
     struct prompt prompt;
     int code = parse(daemon, submission, &prompt, err);
 
     if (code == 0) {
         *count = (size_t)prompt.values.count;
-        code = push(daemon, submission, &prompt, ids, err);
+        code = push(daemon, submission, &prompt, hold, ids, err);
         prompt_finish(&prompt);
     }
     return code == 0 ? 0 : refuse(daemon, submission, code, err);

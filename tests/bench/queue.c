@@ -40,7 +40,7 @@ static void *write_prompts(void *unused)
         struct error err = {0};
         int64_t id;
         if (prompt_parse(&prompt, text, sizeof text - 1, &defaults, &err) != 0 ||
-            queue_push(queue, &request, 1, &id, &err) != 0) {
+            queue_push(queue, &request, 1, NULL, &id, &err) != 0) {
             fprintf(stderr, "%s\n", err.text);
             exit(EXIT_FAILURE);
         }

@@ -244,6 +244,46 @@ class FullQueue(MountTest):
         self.assertIn("queue", self.mount.read("status", "error"))
         self.assertEqual(len(self.mount.jobs()), 3)
 
+    def open_new(self):
+        fd = os.open(self.mount.at("new"), os.O_WRONLY)
+        self.addCleanup(os.close, fd)
+        return fd
+
+    def test_last_place_is_kept_from_write_to_close(self):
+        """Whoever comes second is told by write(), for shells say nothing when close() fails."""
+        self.mount.write("1\n", "control", "pause")
+        self.mount.prompt("fox --count 2\n")
+        first, second = self.open_new(), self.open_new()
+        os.write(first, b"the last")
+        for words in (b"too late", b"too late\n"):
+            with self.assertRaises(BlockingIOError):
+                os.write(self.open_new(), words)
+        with self.assertRaises(OSError):
+            os.write(first, b" --option\n")  # and has no place any more
+        os.write(second, b"the last after all\n")
+        os.close(os.dup(second))  # a flush, as close() is
+        self.assertEqual(self.mount.prompts(), ["fox", "fox", "the last after all"])
+        with self.assertRaises(BlockingIOError):
+            os.write(self.open_new(), b"x")
+
+    def test_places_of_those_who_wrote_nothing_in_the_end(self):
+        self.mount.write("1\n", "control", "pause")
+        for _ in range(5):
+            fd = os.open(self.mount.at("new"), os.O_WRONLY)
+            os.write(fd, b"fox --count 3\n")
+            os.ftruncate(fd, 0)
+            os.close(fd)
+            with self.assertRaises(OSError):
+                self.mount.write("fox --count 4\n", "new")
+        self.assertEqual(self.mount.jobs(), [])
+        self.assertEqual(self.mount.prompt("fox --count 3\n"), [1, 2, 3])
+
+    def test_each_of_many_writers_is_told(self):
+        self.mount.write("1\n", "control", "pause")
+        codes = self.mount.shell("for i in $(seq 20); do (echo fox $i >mnt/new; echo $?) 2>/dev/null & done; wait")
+        self.assertEqual(sorted(codes.stdout.split()), ["0"] * 3 + ["1"] * 17)
+        self.assertEqual(len(self.mount.jobs()), 3)
+
 
 if __name__ == "__main__":
     run()

@@ -42,7 +42,7 @@ static void test_push_and_load(void)
     queue_counts(queue, &counts);
     EXPECT(counts.jobs == 0 && counts.last_id == 0);
     EXPECT(queue_claim(queue, NULL, NULL, &job, &err) == -EAGAIN);
-    EXPECT(queue_push(queue, requests, 2, ids, &err) == 0, "%s", err.text);
+    EXPECT(queue_push(queue, requests, 2, NULL, ids, &err) == 0, "%s", err.text);
     EXPECT(ids[0] == 1 && ids[1] == 2);
     queue_close(queue);
     queue = kit_open(0);
@@ -227,17 +227,45 @@ static void test_limit(void)
     struct error err = {0};
     int64_t ids[4];
     queue = kit_open(3);
-    EXPECT(queue_push(queue, requests, 4, ids, &err) == -EAGAIN);
+    EXPECT(queue_push(queue, requests, 4, NULL, ids, &err) == -EAGAIN);
     EXPECT(strstr(err.text, "queue_limit") != NULL, "%s", err.text);
-    EXPECT(queue_room(queue, 3, &err) == 0 && queue_room(queue, 4, &err) == -EAGAIN);
-    EXPECT(queue_push(queue, requests, 3, ids, &err) == 0);
-    EXPECT(queue_room(queue, 1, &err) == -EAGAIN &&
-           queue_push(queue, requests, 1, ids, &err) == -EAGAIN);
+    EXPECT(queue_push(queue, requests, 3, NULL, ids, &err) == 0);
+    EXPECT(queue_push(queue, requests, 1, NULL, ids, &err) == -EAGAIN);
     EXPECT(queue_cancel(queue, ids[0], &err) == 0 && queue_retry(queue, ids[0], &err) == 0);
-    EXPECT(claim() == ids[1] && queue_push(queue, requests, 1, ids + 3, &err) == 0);
+    EXPECT(claim() == ids[1] && queue_push(queue, requests, 1, NULL, ids + 3, &err) == 0);
     EXPECT(queue_cancel(queue, ids[0], &err) == 0 &&
-           queue_push(queue, requests, 1, ids + 3, &err) == 0);
+           queue_push(queue, requests, 1, NULL, ids + 3, &err) == 0);
     EXPECT(queue_retry(queue, ids[0], &err) == -EAGAIN, "%s", err.text);
+    queue_close(queue);
+    prompt_finish(&prompt);
+}
+
+static void test_places(void)
+{
+    struct prompt prompt = kit_prompt("fox");
+    struct job_request requests[2] = {{.prompt = &prompt}, {.prompt = &prompt}};
+    struct queue_hold one = {0}, other = {0};
+    struct error err = {0};
+    int64_t ids[2];
+    queue = kit_open(3);
+    EXPECT(queue_hold_places(queue, &one, 4, &err) == -EAGAIN && one.places == 0);
+    EXPECT(queue_hold_places(queue, &one, 2, &err) == 0);
+    EXPECT(queue_hold_places(queue, &other, 2, &err) == -EAGAIN && other.places == 0);
+    EXPECT(queue_push(queue, requests, 2, NULL, ids, &err) == -EAGAIN);
+    EXPECT(strstr(err.text, "being written") != NULL, "%s", err.text);
+    EXPECT(queue_hold_places(queue, &other, 1, &err) == 0);
+    EXPECT(queue_push(queue, requests, 1, NULL, ids, &err) == -EAGAIN);
+    /* Fewer than are held: the others are given back; more: if there are any. */
+    EXPECT(queue_push(queue, requests, 1, &one, ids, &err) == 0 && one.places == 0);
+    EXPECT(queue_push(queue, requests, 2, &other, ids, &err) == 0 && other.places == 0);
+    EXPECT(queue_hold_places(queue, &one, 1, &err) == -EAGAIN);
+    EXPECT(claim() == 1 && queue_hold_places(queue, &one, 1, &err) == 0);
+    EXPECT(queue_push(queue, requests, 2, &one, ids, &err) == -EAGAIN && one.places == 0);
+    EXPECT(queue_cancel(queue, 2, &err) == 0 && queue_cancel(queue, 3, &err) == 0);
+    EXPECT(queue_hold_places(queue, &one, 2, &err) == 0);
+    EXPECT(queue_retry(queue, 2, &err) == 0 && queue_retry(queue, 3, &err) == -EAGAIN);
+    queue_hold_nothing(queue, &one);
+    EXPECT(queue_retry(queue, 3, &err) == 0, "%s", err.text);
     queue_close(queue);
     prompt_finish(&prompt);
 }
@@ -329,7 +357,7 @@ int main(void)
 {
     static void (*const tests[])(void) = {test_push_and_load, test_life_of_a_job, test_endings,
                                           test_order,         test_recovery,      test_limit,
-                                          test_settings,      test_observer};
+                                          test_places,        test_settings,      test_observer};
     scratch_run(tests, sizeof tests / sizeof tests[0]);
     return test_finish();
 }

@@ -214,7 +214,7 @@ static bool push_with_fault(int calls, int count, int code, int expected)
     struct queue *queue = kit_open(0);
     EXPECT(kit_push(queue, "first") == 1);
     fail_after(calls, count, code);
-    int rc = queue_push(queue, &request, 1, &id, &err);
+    int rc = queue_push(queue, &request, 1, NULL, &id, &err);
     bool reached = calls_until_failure <= 0;
     fail_after(-1, 0, 0);
     EXPECT(rc == 0 || rc == expected, "call %d: %d %s", calls, rc, err.text);

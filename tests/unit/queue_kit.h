@@ -44,7 +44,7 @@ __attribute__((unused)) static int64_t kit_push(struct queue *queue, const char 
     struct prompt prompt = kit_prompt(text);
     struct job_request request = {.prompt = &prompt};
     int64_t id;
-    int rc = queue_push(queue, &request, 1, &id, NULL);
+    int rc = queue_push(queue, &request, 1, NULL, &id, NULL);
     prompt_finish(&prompt);
     return rc == 0 ? id : rc;
 }
