@@ -3,6 +3,7 @@
  * The transformer's two passes: the condition pass, once for every 32 steps of an image, and the
  * step pass, in which each block that comes serves all images, each at its own step and size.
  */
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -305,8 +306,10 @@ static void finish_step(struct image *image, struct compute *c)
 static struct tensor joined_place(const struct round *round, uintptr_t base, uint64_t *at)
 {
     const struct engine *engine = round->engine;
+    const struct branch *branch = round->lanes[0].branch;
 
-    return memory_place(base, at, engine->backend->activation, round->lanes[0].branch->hidden.rows,
+    assert(round->count == 1 && branch != NULL);
+    return memory_place(base, at, engine->backend->activation, branch->hidden.rows,
                         5 * (int64_t)engine->transformer.config.width);
 }
 

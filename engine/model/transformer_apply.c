@@ -113,18 +113,19 @@ static struct gated_vectors leave(const struct transformer *t, const struct tran
                                   part(t, args, next.modulation, next.scale)};
 }
 
-/* Attention on q, k and v that lie side by side. */
+/* Attention on q, k and v that lie side by side; y has the last of their rows, or all. */
 static void attend(struct compute *c, const struct transformer *t, struct tensor y,
                    struct tensor qkv)
 {
     int64_t width = t->config.width;
 
-    op_attention(c, (struct attention){.y = y,
-                                       .q = tensor_cols(qkv, 0, width),
-                                       .k = tensor_cols(qkv, width, width),
-                                       .v = tensor_cols(qkv, 2 * width, width),
-                                       .heads = t->config.heads,
-                                       .scale = 1.0f / sqrtf((float)t->config.head_size)});
+    op_attention(c, (struct attention){
+                        .y = y,
+                        .q = tensor_rows(tensor_cols(qkv, 0, width), qkv.rows - y.rows, y.rows),
+                        .k = tensor_cols(qkv, width, width),
+                        .v = tensor_cols(qkv, 2 * width, width),
+                        .heads = t->config.heads,
+                        .scale = 1.0f / sqrtf((float)t->config.head_size)});
 }
 
 static void double_attention(struct compute *c, const struct transformer *t, size_t i,
@@ -192,24 +193,41 @@ static bool is_joined(const struct transformer_step *args)
     return args->joined.cols != 0;
 }
 
+/* What of a single block's rows is of use behind its keys: of the last block's, the image's. */
+static struct transformer_step rows_of_use(const struct transformer *t, size_t i,
+                                           const struct transformer_step *args)
+{
+    int64_t text = args->text.rows, image = args->latents.rows;
+    struct transformer_step of_use = *args;
+
+    if (i + 1 < (size_t)t->config.singles)
+        return of_use;
+    of_use.hidden = tensor_rows(args->hidden, text, image);
+    of_use.carried = tensor_rows(args->carried, text, image);
+    of_use.joined = tensor_rows(args->joined, text, image);
+    return of_use;
+}
+
 static void single_attention(struct compute *c, const struct transformer *t, size_t i,
                              const struct transformer_step *args)
 {
     const struct single_block *block = &t->singles[i];
     int64_t rows = args->hidden.rows, width = t->config.width;
     struct tensor qkv = op_scratch(c, rows, 3 * width);
+    struct transformer_step of_use = rows_of_use(t, i, args);
 
     op_linear(c, (struct linear){qkv, args->carried, block->qkv, block->qkv_bias, ACTIVATION_NONE});
     op_head_norm(c, (struct head_norm){tensor_cols(qkv, 0, width), tensor_cols(qkv, width, width),
                                        args->rope, .weights = {{block->norm_q, block->norm_k}},
                                        .split = rows, .eps = NORM_EPS});
-    attend(c, t, is_joined(args) ? tensor_cols(args->joined, 0, width) : args->carried, qkv);
+    attend(c, t, is_joined(args) ? tensor_cols(of_use.joined, 0, width) : of_use.carried, qkv);
     op_release(c, qkv);
 }
 
 static void single_mlp(struct compute *c, const struct transformer *t, size_t i,
-                       const struct transformer_step *args)
+                       const struct transformer_step *all)
 {
+    const struct transformer_step of_use = rows_of_use(t, i, all), *args = &of_use;
     const struct single_block *block = &t->singles[i];
     int64_t rows = args->hidden.rows, width = t->config.width;
     size_t at = (size_t)t->config.doubles + i;

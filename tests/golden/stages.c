@@ -226,8 +226,9 @@ static void condition_stage(struct fixture *f, const struct transformer *t, stru
 }
 
 /* Both streams of the hidden states against the reference, and then set to it, so that each block
- * is judged alone. */
-static void expect_streams(struct fixture *f, const char *stage, struct transformer_step *args)
+ * is judged alone. Behind the last block we have no text. */
+static void expect_streams(struct fixture *f, const char *stage, struct transformer_step *args,
+                           bool last)
 {
     char name[64];
     struct tensor text = tensor_rows(args->hidden, 0, args->text.rows);
@@ -237,7 +238,8 @@ static void expect_streams(struct fixture *f, const char *stage, struct transfor
     expect(f, name, image);
     set_to(f, image, name);
     snprintf(name, sizeof name, "transformer.%s.text", stage);
-    expect(f, name, text);
+    if (!last)
+        expect(f, name, text);
     set_to(f, text, name);
 }
 
@@ -288,7 +290,7 @@ static void step_stage(struct fixture *f, const struct transformer *t, struct st
         WITH_SCRATCH(f, transformer_apply(&c, t, i, args));
         if (!stage_after(config, i, stage, &blocks))
             continue;
-        expect_streams(f, stage, args);
+        expect_streams(f, stage, args, i + 2 == t->step.count);
         WITH_SCRATCH(f, transformer_enter(&c, t, blocks, args));
     }
     expect(f, "transformer.velocity", args->velocity);
