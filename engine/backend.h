@@ -120,7 +120,8 @@ struct weight_copy {
     int64_t rows, cols;      /* of this part */
     int channels_in, window; /* WEIGHT_CONV: cols = window · channels_in */
     bool lasting;            /* the source stays, unchanged, until the back end is destroyed */
-    const char *name, *path; /* tensor and file, for the error when it holds NaN or infinity */
+    const char *name, *path; /* tensor and file, for the error when it holds NaN or infinity; name
+                                NULL: it may */
 };
 
 enum backend_stream { STREAM_COMPUTE, STREAM_COPY };

@@ -106,6 +106,8 @@ static struct transformer_condition condition_place(const struct image *image, u
     args.embedding = memory_place(base, at, activation, steps, config->width);
     args.text = tensor_of(NULL, activation, text, config->width);
     args.modulations = tensor_of(NULL, DTYPE_F32, steps, engine->transformer.modulation_width);
+    if (modulations_spill(image))
+        args.modulations = memory_place(base, at, DTYPE_F32, steps, args.modulations.cols);
     return args;
 }
 
@@ -179,10 +181,11 @@ static int condition_start(struct round *round, struct scratch *plans, struct er
         struct transformer_condition *args = &lane->condition;
 
         *args = condition_place(image, engine->workspace, &at);
-        image->chunk_first = image->step;
-        image->chunk_steps = chunk_of(image);
+        if (lane->branch == image->branches && modulations_begin(image, chunk_of(image)) != 0)
+            return error_set(err, ENOMEM, "out of host memory");
         args->text = lane->branch->text;
-        args->modulations = tensor_rows(lane->branch->modulations, 0, image->chunk_steps);
+        if (!modulations_spill(image))
+            args->modulations = tensor_rows(lane->branch->modulations, 0, image->chunk_steps);
         if (condition_upload(engine, lane, image->chunk_steps, err) != 0)
             return err->code;
         lane->scratch = pass_cursor(engine, &plans[l]);
@@ -227,6 +230,15 @@ static int condition_collect(struct round *round, struct scratch *plans)
     return 0;
 }
 
+static void spill(const struct round *round)
+{
+    struct compute c = pass_compute(round->engine, NULL);
+
+    for (size_t l = 0; l < round->count; l++)
+        if (!skipped(round->lanes[l].image) && modulations_spill(round->lanes[l].image))
+            op_download(&c, round->lanes[l].branch->spilled, round->lanes[l].condition.modulations);
+}
+
 static int condition_blocks(struct round *round, struct scratch *plans, struct error *err)
 {
     struct engine *engine = round->engine;
@@ -247,6 +259,7 @@ static int condition_blocks(struct round *round, struct scratch *plans, struct e
         }
         report(round, 0, list->count, list->blocks[i]->kind);
     }
+    spill(round);
     return pass_sync(engine, err);
 }
 
@@ -343,6 +356,8 @@ static int step_blocks(struct round *round, struct error *err)
     for (size_t l = 0; l < round->count; l++) {
         struct lane *lane = &round->lanes[l];
 
+        if (!skipped(lane->image) && lane->branch == lane->image->branches)
+            modulations_fetch(lane->image);
         lane->scratch = pass_cursor(engine, &lane->image->step_scratch);
         lane->step = image_step_args(lane->image, lane->branch);
         if (joined)

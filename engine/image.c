@@ -19,10 +19,9 @@ uint64_t image_place(struct image *image, uintptr_t base)
     const struct transformer *transformer = &image->engine->transformer;
     const struct transformer_config *config = &transformer->config;
     enum dtype activation = image->engine->backend->activation;
-    int all = image->text_tokens + image->tokens, steps = image->request.steps;
+    int all = image->text_tokens + image->tokens;
     uint64_t at = 0;
 
-    steps = steps < MODULATION_STEPS ? steps : MODULATION_STEPS;
     image->latents = memory_place(base, &at, DTYPE_F32, image->tokens, config->channels);
     image->rope = memory_place(base, &at, DTYPE_F32, all, config->head_size);
     for (int b = 0; b < image->branch_count; b++) {
@@ -30,7 +29,7 @@ uint64_t image_place(struct image *image, uintptr_t base)
 
         branch->text = memory_place(base, &at, activation, image->text_tokens, config->width);
         branch->modulations =
-            memory_place(base, &at, DTYPE_F32, steps, transformer->modulation_width);
+            memory_place(base, &at, DTYPE_F32, image->held_steps, transformer->modulation_width);
         branch->hidden = memory_place(base, &at, activation, all, config->width);
         branch->carried = memory_place(base, &at, activation, all, config->width);
         branch->velocity = memory_place(base, &at, DTYPE_F32, image->tokens, config->channels);
@@ -56,6 +55,7 @@ int image_enter(struct image *image, struct error *err)
     float *rope = malloc(tensor_bytes(&image->rope));
     int result = 0;
 
+    modulations_hold_all(image, engine_room(engine));
     if (rope == NULL)
         result = error_set(err, ENOMEM, "out of host memory");
     if (result == 0 && image->kept == NULL)
@@ -76,10 +76,12 @@ int image_enter(struct image *image, struct error *err)
 
 static void give_memory(struct image *image)
 {
-    if (image->memory != 0)
-        arena_free(image->engine->arena, image->memory, 0);
+    if (image->memory == 0)
+        return;
+    modulations_forget(image);
+    arena_free(image->engine->arena, image->memory, 0);
     image->memory = 0;
-    image->chunk_steps = 0; /* modulations are gone with it */
+    modulations_hold_few(image);
 }
 
 int image_leave(struct image *image, struct error *err)
@@ -131,7 +133,7 @@ struct transformer_step image_step_args(const struct image *image, const struct 
         .hidden = branch->hidden,
         .carried = branch->carried,
         .rope = image->rope,
-        .modulation = tensor_rows(branch->modulations, image->step - image->chunk_first, 1),
+        .modulation = modulations_of(image, branch),
         .velocity = branch->velocity,
     };
 }

@@ -2,11 +2,11 @@
 /*
  * The inside of an engine, shared by the files that make it up: engine.c (open, close), memory.c,
  * request.c (what is asked for), room.c (what fits), advance.c (which phase comes next), the phases
- * encode.c, denoise.c and decode.c, pass.c (running blocks under the budget) and image.c (one
- * picture's state).
+ * encode.c, denoise.c and decode.c, pass.c (running blocks under the budget), image.c (one
+ * picture's state) and modulation.c (a part of that).
  *
  * What needs memory is few and known beforehand: for each image being denoised one block with its
- * state, for the present pass one workspace and one ring of slots for weights. These are counted in
+ * state, for the present pass one workspace and one ring for weights. These are counted in
  * whole pages (room.c), so that what is planned to fit does fit. All else is weights that stay as
  * long as nobody needs their memory.
  */
@@ -30,8 +30,9 @@
 #include "engine/offload.h"
 #include "engine/ops.h"
 
-/* Steps whose modulations are held at a time: 4 MB each at full size. */
-enum { MODULATION_STEPS = 32 };
+/* Steps whose modulations are computed at a time, 4 MB each at full size; and those that the device
+ * holds where memory is short: the present one's and the next. */
+enum { MODULATION_STEPS = 32, MODULATION_ROWS = 2 };
 
 enum { ENGINE_WARNING_BYTES = 320 };
 
@@ -87,6 +88,7 @@ struct engine {
 struct branch {
     struct embedding *embedding;
     struct tensor text, modulations, hidden, carried, velocity;
+    float *spilled; /* host: modulations of the chunk, while the device holds but few; or NULL */
 };
 
 /* Bytes of device memory that an image needs besides weights. */
@@ -108,7 +110,10 @@ struct image {
     int token_rows, token_cols, tokens, text_tokens;
     float *sigmas;                /* [steps + 1] */
     int step;                     /* steps done */
-    int chunk_first, chunk_steps; /* whose modulations are held */
+    int chunk_first, chunk_steps; /* whose modulations there are */
+    int held_steps;               /* of them on the device */
+    int fetched_steps; /* the first that was not yet copied there, of those spilled … */
+    uint64_t tickets[MODULATION_ROWS]; /* … and of its copies, by row */
     struct branch branches[2];
     int branch_count;
 
@@ -198,6 +203,24 @@ void image_report(struct image *image, size_t block, size_t blocks, const char *
 
 /* The operands of the step pass for one branch. */
 struct transformer_step image_step_args(const struct image *image, const struct branch *branch);
+
+/* ---- modulation.c ---- */
+
+/* Whether the host keeps the modulations, and the device holds those of MODULATION_ROWS steps. */
+bool modulations_spill(const struct image *image);
+/* While the image has no memory, whose size follows: its state holds few; or all, if the step's
+ * weights and workspace find room too. */
+void modulations_hold_few(struct image *image);
+void modulations_hold_all(struct image *image, uint64_t room);
+/* Of the present step. */
+struct tensor modulations_of(const struct image *image, const struct branch *branch);
+/* Those of so many steps are to be computed, from the present one on. 0, or -ENOMEM (of the host).
+ */
+int modulations_begin(struct image *image, int steps);
+/* Makes the present step's usable, and starts copying the next one's. */
+void modulations_fetch(struct image *image);
+/* Before the state's memory is given back. */
+void modulations_forget(struct image *image);
 
 /* ---- pass.c ---- */
 

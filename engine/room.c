@@ -49,7 +49,6 @@ int image_measure(struct image *image, struct error *err)
 {
     struct needs *needs = &image->needs;
 
-    needs->state = image_place(image, 0);
     if (rehearse_step(image->engine, image->tokens, &image->step_scratch) != 0 ||
         condition_measure(image, &needs->condition) != 0 ||
         decode_measure(image, &needs->decode) != 0)

@@ -160,7 +160,7 @@ void cpu_copy_weights(struct backend *backend, const struct weight_copy *copies,
             cpu_run(backend, (copies[i].cols + RUN - 1) / RUN, vector_chunk, &task);
         else
             cpu_run(backend, cpu_panels(last) - first / PANEL, panel_chunk, &task);
-        if (atomic_load(&task.bad) && cpu->error.code == 0)
+        if (atomic_load(&task.bad) && copies[i].name != NULL && cpu->error.code == 0)
             error_set(&cpu->error, EINVAL,
                       "%s: tensor %s: NaN or infinite weights; the file is damaged, fetch it again",
                       copies[i].path, copies[i].name);

@@ -189,9 +189,9 @@ static void copy_send(struct staging *s, const struct command *command)
                      target + (size_t)first * each, slot_memory(s, number), (size_t)count * each);
         piece_sent(s);
     }
-    if (!good)
+    if (!good && copy->name != NULL)
         device->bad_weights(device->owner, copy);
-    else if (s->options.store != NULL && copy->lasting)
+    else if (good && s->options.store != NULL && copy->lasting)
         host_store_passed(s->options.store, copy);
 }
 

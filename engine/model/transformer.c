@@ -101,9 +101,10 @@ static void declare_condition(struct transformer *t, struct block_builder *b)
     block_matrix(b, &t->text_in, config->width, config->text_width, "weight");
     block_bias(b, &t->text_in_bias, config->width, "bias");
     for (int i = 0; i < config->doubles; i++) {
-        block_begin(b, "double modulation", i);
+        block_begin(b, "double image modulation", i);
         block_prefix(b, "transformer_blocks.%d.", i);
         declare_modulation(t, b, 6, "norm1.linear.weight", "norm1.linear.bias");
+        block_begin(b, "double text modulation", i);
         declare_modulation(t, b, 6, "norm1_context.linear.weight", "norm1_context.linear.bias");
     }
     for (int i = 0; i < config->singles; i++) {

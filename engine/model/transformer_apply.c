@@ -38,22 +38,16 @@ static void embed_condition(struct compute *c, const struct transformer *t,
 void transformer_condition(struct compute *c, const struct transformer *t, size_t i,
                            const struct transformer_condition *args)
 {
-    size_t doubles = (size_t)t->config.doubles, first, count;
+    const struct modulation *modulation;
 
     if (i == 0) {
         embed_condition(c, t, args);
         return;
     }
-    first = i - 1 < doubles ? 2 * (i - 1) : i - 1 + doubles;
-    count = i - 1 < doubles ? 2 : 1;
-    for (size_t m = first; m < first + count; m++) {
-        const struct modulation *modulation = &t->modulations[m];
-        struct tensor y =
-            tensor_cols(args->modulations, modulation->offset, modulation->weight.rows);
-
-        op_linear(c, (struct linear){y, args->embedding, modulation->weight, modulation->bias,
-                                     ACTIVATION_NONE});
-    }
+    modulation = &t->modulations[i - 1];
+    op_linear(c, (struct linear){
+                     tensor_cols(args->modulations, modulation->offset, modulation->weight.rows),
+                     args->embedding, modulation->weight, modulation->bias, ACTIVATION_NONE});
 }
 
 /* The n-th vector of a modulation, for this step. */

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Where an image's modulations are: those of many steps on the device, or, where memory is short,
+ * on the host, from which each step's are copied with the weights while the step before is
+ * computed.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "engine/pipeline.h"
+
+static int at_a_time(const struct image *image)
+{
+    return image->request.steps < MODULATION_STEPS ? image->request.steps : MODULATION_STEPS;
+}
+
+bool modulations_spill(const struct image *image)
+{
+    return image->held_steps < at_a_time(image);
+}
+
+void modulations_hold_few(struct image *image)
+{
+    int all = at_a_time(image);
+
+    image->held_steps = all < MODULATION_ROWS ? all : MODULATION_ROWS;
+    image->needs.state = image_place(image, 0);
+}
+
+void modulations_hold_all(struct image *image, uint64_t room)
+{
+    const struct engine *engine = image->engine;
+    const struct block_list *step = &engine->transformer.step;
+    uint64_t others = in_pages(engine, image->needs.step);
+
+    for (size_t i = 0; i < step->count; i++)
+        others += in_pages(engine, step->blocks[i]->bytes);
+    image->held_steps = at_a_time(image);
+    image->needs.state = image_place(image, 0);
+    if (in_pages(engine, image->needs.state) + others > room)
+        modulations_hold_few(image);
+}
+
+struct tensor modulations_of(const struct image *image, const struct branch *branch)
+{
+    int row =
+        modulations_spill(image) ? image->step % MODULATION_ROWS : image->step - image->chunk_first;
+
+    return tensor_rows(branch->modulations, row, 1);
+}
+
+int modulations_begin(struct image *image, int steps)
+{
+    size_t width = (size_t)image->engine->transformer.modulation_width;
+
+    modulations_forget(image);
+    image->chunk_first = image->fetched_steps = image->step;
+    image->chunk_steps = steps;
+    for (int b = 0; modulations_spill(image) && b < image->branch_count; b++) {
+        image->branches[b].spilled =
+            malloc((size_t)steps * width * sizeof *image->branches[b].spilled);
+        if (image->branches[b].spilled == NULL)
+            return -ENOMEM;
+    }
+    return 0;
+}
+
+/* Queues the copies of one step's. */
+static void fetch(struct image *image, int step)
+{
+    struct backend *backend = image->engine->backend;
+    int64_t width = image->engine->transformer.modulation_width;
+
+    backend->ops->copy_reuse(backend);
+    for (int b = 0; b < image->branch_count; b++) {
+        struct branch *branch = &image->branches[b];
+        struct weight_copy copy = {
+            .target = tensor_rows(branch->modulations, step % MODULATION_ROWS, 1).data,
+            .source = branch->spilled + (step - image->chunk_first) * width,
+            .source_dtype = DTYPE_F32,
+            .layout = WEIGHT_VECTOR,
+            .rows = 1,
+            .cols = width,
+        };
+
+        backend->ops->copy_weights(backend, &copy, 1);
+    }
+    image->tickets[step % MODULATION_ROWS] = backend->ops->copy_ticket(backend);
+}
+
+void modulations_fetch(struct image *image)
+{
+    struct backend *backend = image->engine->backend;
+
+    if (!modulations_spill(image))
+        return;
+    for (int ahead = 0; ahead < MODULATION_ROWS; ahead++) {
+        if (image->fetched_steps == image->chunk_first + image->chunk_steps)
+            break;
+        if (image->fetched_steps == image->step + ahead)
+            fetch(image, image->fetched_steps++);
+    }
+    backend->ops->copy_wait(backend, image->tickets[image->step % MODULATION_ROWS]);
+}
+
+void modulations_forget(struct image *image)
+{
+    struct backend *backend = image->engine->backend;
+
+    image->chunk_steps = 0;
+    if (!modulations_spill(image))
+        return;
+    for (int row = 0; row < MODULATION_ROWS; row++)
+        if (image->tickets[row] != 0)
+            backend->ops->copy_wait(backend, image->tickets[row]);
+    backend->ops->mark_wait(backend, backend->ops->mark(backend, STREAM_COMPUTE));
+    for (int b = 0; b < image->branch_count; b++) {
+        free(image->branches[b].spilled);
+        image->branches[b].spilled = NULL;
+    }
+}
