@@ -330,15 +330,12 @@ static struct tensor joined_place(const struct round *round, uintptr_t base, uin
  * the next: the image is alone, and no weights have to give way. */
 static bool can_join(const struct round *round)
 {
-    const struct block_list *list = &round->engine->transformer.step;
-    uint64_t bytes = round->scratch_bytes, weights = 0;
+    uint64_t bytes = round->scratch_bytes;
 
     if (round->count != 1)
         return false;
     joined_place(round, 0, &bytes);
-    for (size_t i = 0; i < list->count; i++)
-        weights += in_pages(round->engine, list->blocks[i]->bytes);
-    return in_pages(round->engine, bytes) + weights <= engine_room(round->engine);
+    return room_for_all(round->engine, bytes);
 }
 
 static int step_blocks(struct round *round, struct error *err)

@@ -55,7 +55,7 @@ int image_enter(struct image *image, struct error *err)
     float *rope = malloc(tensor_bytes(&image->rope));
     int result = 0;
 
-    modulations_hold_all(image, engine_room(engine));
+    modulations_hold_all(image);
     if (rope == NULL)
         result = error_set(err, ENOMEM, "out of host memory");
     if (result == 0 && image->kept == NULL)

@@ -27,17 +27,13 @@ void modulations_hold_few(struct image *image)
     image->needs.state = image_place(image, 0);
 }
 
-void modulations_hold_all(struct image *image, uint64_t room)
+void modulations_hold_all(struct image *image)
 {
     const struct engine *engine = image->engine;
-    const struct block_list *step = &engine->transformer.step;
-    uint64_t others = in_pages(engine, image->needs.step);
 
-    for (size_t i = 0; i < step->count; i++)
-        others += in_pages(engine, step->blocks[i]->bytes);
     image->held_steps = at_a_time(image);
     image->needs.state = image_place(image, 0);
-    if (in_pages(engine, image->needs.state) + others > room)
+    if (!room_for_all(engine, in_pages(engine, image->needs.state) + image->needs.step))
         modulations_hold_few(image);
 }
 

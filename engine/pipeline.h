@@ -184,6 +184,8 @@ void room_clear(struct engine *engine);
 /* Gives memory to images that are embedded, in order, as long as there is enough for all. False:
  * the device had less than the budget allows, so that all is to be looked at again. */
 bool room_fill(struct engine *engine);
+/* Whether so many bytes find room beside all weights of a step. */
+bool room_for_all(const struct engine *engine, uint64_t bytes);
 /* Whether the phase finds room beside the images that have memory. */
 bool room_for_text(const struct engine *engine);
 bool room_for_decoding(const struct image *image);
@@ -211,7 +213,7 @@ bool modulations_spill(const struct image *image);
 /* While the image has no memory, whose size follows: its state holds few; or all, if the step's
  * weights and workspace find room too. */
 void modulations_hold_few(struct image *image);
-void modulations_hold_all(struct image *image, uint64_t room);
+void modulations_hold_all(struct image *image);
 /* Of the present step. */
 struct tensor modulations_of(const struct image *image, const struct branch *branch);
 /* Those of so many steps are to be computed, from the present one on. 0, or -ENOMEM (of the host).

@@ -185,6 +185,16 @@ bool room_fill(struct engine *engine)
     return true;
 }
 
+bool room_for_all(const struct engine *engine, uint64_t bytes)
+{
+    const struct block_list *step = &engine->transformer.step;
+
+    bytes = in_pages(engine, bytes);
+    for (size_t i = 0; i < step->count; i++)
+        bytes += in_pages(engine, step->blocks[i]->bytes);
+    return bytes <= engine_room(engine);
+}
+
 bool room_for_text(const struct engine *engine)
 {
     return engine_room(engine) >= engine->encode_bytes;
