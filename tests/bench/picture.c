@@ -7,8 +7,8 @@
  * backend=cpu|cuda|auto  modules=FOLDER  size=WIDTHxHEIGHT  steps=N  runs=N  threads=N
  * budget_mb=N  same=1 (all runs the same prompt, whose embedding is then kept)
  * jobs=N (pictures started at once, which the weights serve together as far as there is memory;
- * times are those of the first one but for the steps': from the first step of any to the last one
- * of all, for each picture and step)
+ * times are those of the first one but for the steps': all rounds with steps of any, for each
+ * picture and step)
  * trace=1 (a row for each block of the last run's last two steps: what computed, waited and was
  * copied when)
  * json=1 (a line of JSON for each run and one for the end)  latents=FILE (fp32, of the last run)
@@ -160,12 +160,13 @@ static bool any_in(const struct options *o, struct image *const *images, enum im
     return false;
 }
 
-static bool all_denoised(const struct options *o, struct image *const *images)
+static int steps_done(const struct options *o, struct image *const *images)
 {
+    int steps = 0;
+
     for (int i = 0; i < o->jobs; i++)
-        if (images[i]->step < o->steps)
-            return false;
-    return true;
+        steps += images[i]->step;
+    return steps;
 }
 
 /* Whether what comes next is to be traced. */
@@ -180,20 +181,19 @@ static int paint(struct engine *engine, const struct options *o, int run, struct
 {
     struct image *images[MOST_JOBS] = {0};
     bool last = run + 1 == o->runs, saved = false;
-    double start = engine_now(engine), stepping = 0, stepped = 0;
+    double start = engine_now(engine), stepping_s = 0;
     struct image_timing t;
 
     if (start_all(engine, o, run, images, err) == 0) {
         while (any_in(o, images, IMAGE_WAITING, IMAGE_DECODE)) {
             double before = engine_now(engine);
+            int done = steps_done(o, images);
 
             steps->on = is_traced(o, run, images[0]);
             if (engine_advance(engine, err) != 0)
                 break;
-            if (stepping == 0 && any_in(o, images, IMAGE_DENOISE, IMAGE_DENOISE))
-                stepping = before;
-            if (stepped == 0 && all_denoised(o, images))
-                stepped = engine_now(engine);
+            if (steps_done(o, images) > done)
+                stepping_s += engine_now(engine) - before;
             if (o->latents != NULL && last && !saved && images[0]->step == o->steps) {
                 saved = true;
                 if (save_latents(o, images[0], err) != 0)
@@ -202,7 +202,7 @@ static int paint(struct engine *engine, const struct options *o, int run, struct
         }
         image_timing(images[0], &t);
         if (o->jobs > 1)
-            t.step_s = (stepped - stepping) / ((double)o->steps * o->jobs);
+            t.step_s = stepping_s / ((double)o->steps * o->jobs);
         print_run(o, run, engine_now(engine) - start, &t,
                   engine->backend->ops->pinned_bytes(engine->backend));
     }
