@@ -6,11 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A card as the CUDA back end finds it: what it asks for, and what the driver takes of an H100. */
-#define CARD_PAGE_BYTES ((uint64_t)2 << 20)
-#define CARD_CONTEXT_BYTES ((uint64_t)591 << 20)
-#define CARD_WORKSPACE_BYTES (((uint64_t)64 << 20) + ((uint64_t)256 << 10))
-#define CARD_STRIP_PIXELS 65536
+#include "engine/card.h"
 
 /* Addresses that nobody follows begin here. */
 #define FIRST_ADDRESS ((uintptr_t)1 << 40)
@@ -389,10 +385,10 @@ static struct backend card(void)
         .activation = DTYPE_BF16,
         .weight = DTYPE_BF16,
         .bias = DTYPE_BF16,
-        .strip_pixels = CARD_STRIP_PIXELS,
+        .strip_pixels = CUDA_STRIP_PIXELS,
         .weight_rows = 1,
-        .workspace_bytes = CARD_WORKSPACE_BYTES,
-        .context_bytes = CARD_CONTEXT_BYTES,
+        .workspace_bytes = CUDA_WORKSPACE_BYTES,
+        .context_bytes = CUDA_DRIVER_BYTES + CUDA_CODE_BYTES,
     };
 }
 
@@ -409,7 +405,7 @@ int described_create(struct backend **backend, const struct backend *like, uint6
     d->base.pages = &d->pages;
     d->base.workspace = NULL;
     d->pages.ops = &pages_ops;
-    d->pages.granule_bytes = like != NULL ? like->pages->granule_bytes : CARD_PAGE_BYTES;
+    d->pages.granule_bytes = like != NULL ? like->pages->granule_bytes : CUDA_PAGE_BYTES;
     d->next_address = FIRST_ADDRESS;
     d->total_bytes = memory_bytes;
     context = d->base.context_bytes;

@@ -250,7 +250,7 @@ static int backend_open(struct cuda_backend *cuda, struct error *err)
     cuda->base.ops = &cuda_ops;
     cuda->base.name = "cuda";
     cuda->base.activation = cuda->base.weight = cuda->base.bias = DTYPE_BF16;
-    cuda->base.strip_pixels = 65536;
+    cuda->base.strip_pixels = CUDA_STRIP_PIXELS;
     cuda->base.weight_rows = 1;
     cuda->base.workspace_bytes = CUDA_WORKSPACE_BYTES;
     if (device_open(cuda, err) != 0)

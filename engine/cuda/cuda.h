@@ -8,6 +8,7 @@
 #include <pthread.h>
 
 #include "engine/backend.h"
+#include "engine/card.h"
 #include "engine/cuda/dnn.h"
 #include "engine/cuda/gemm.h"
 #include "engine/cuda/host_store.h"
@@ -30,20 +31,6 @@ enum { CUDA_SLOTS = 16, CUDA_SLOT_BYTES = 8 << 20 };
 /* Tickets whose place in the copy stream is known exactly; older ones count as passed a little
  * later than they are. */
 enum { CUDA_TICKETS = 64 };
-
-/* The workspace: a bias in fp32, what cuBLASLt wants, and a tile of gathered
- * windows, of attention scores, of sums, or what cuDNN wants. Operations follow each other on one
- * stream, so that each may use all of it. */
-#define CUDA_BIAS_BYTES ((size_t)256 << 10)
-#define CUDA_BLAS_BYTES ((size_t)32 << 20)
-#define CUDA_TILE_BYTES ((size_t)32 << 20)
-#define CUDA_WORKSPACE_BYTES (CUDA_BIAS_BYTES + CUDA_BLAS_BYTES + CUDA_TILE_BYTES)
-
-/* Kernels, which are loaded at their first use: so much is set aside from the start, so that the
- * budget has no surprise for those who plan with it. Our own, of which nobody counts how much they
- * take, are a part of that. */
-#define CUDA_CODE_BYTES ((uint64_t)64 << 20)
-#define CUDA_OWN_CODE_BYTES ((uint64_t)16 << 20)
 
 struct cuda_backend {
     struct backend base;

@@ -5,7 +5,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 
-enum { PAGE_BYTES = 2 << 20 };
+#include "engine/card.h"
 
 struct fence {
     CUevent event; /* NULL before the first use */
@@ -236,9 +236,9 @@ static int find_granule(const struct cuda_context *context, const CUmemAllocatio
         driver->get_error_string(code, &why);
         return error_set(err, EIO, "back end cuda: page size: %s", why);
     }
-    /* Short pages lose less, but each takes its calls; the driver's are powers of two. */
-    if (*granule < PAGE_BYTES)
-        *granule = PAGE_BYTES;
+    /* The driver's are powers of two. */
+    if (*granule < CUDA_PAGE_BYTES)
+        *granule = CUDA_PAGE_BYTES;
     return 0;
 }
 
