@@ -10,25 +10,31 @@
 
 /* ---- fused ---- */
 
-static bool wide(struct tensor t, int size)
+static bool is_aligned(const struct attention *args)
 {
-    return size % 8 == 0 && t.stride % 8 == 0 && (uintptr_t)t.data % 16 == 0;
+    const struct tensor *tensors[] = {&args->y, &args->q, &args->k, &args->v};
+    bool aligned = args->q.cols / args->heads % 8 == 0;
+
+    for (const struct tensor *t : tensors)
+        aligned &= t->stride % 8 == 0 && (uintptr_t)t->data % 16 == 0;
+    return aligned;
+}
+
+static bool is_plain(const struct attention *args)
+{
+    return is_aligned(args) && !args->causal && args->bias.data == NULL;
 }
 
 template <class L>
 static void attention_fused(struct cuda_backend *cuda, const struct attention *args)
 {
-    int size = (int)(args->q.cols / args->heads);
-    bool aligned =
-        wide(args->y, size) && wide(args->q, size) && wide(args->k, size) && wide(args->v, size);
-    bool plain = aligned && !args->causal && args->bias.data == NULL;
     dim3 grid(blocks_for(args->q.rows, L::QUERIES), (unsigned)args->heads);
 
     launch_with_memory(cuda, "attention", grid, L::THREADS, L::BYTES,
-                       plain     ? attention_kernel<L, true, true>
-                       : aligned ? attention_kernel<L, true, false>
-                                 : attention_kernel<L, false, false>,
-                       *args, size);
+                       is_plain(args)     ? attention_kernel<L, true, true>
+                       : is_aligned(args) ? attention_kernel<L, true, false>
+                                          : attention_kernel<L, false, false>,
+                       *args, (int)(args->q.cols / args->heads));
 }
 
 /* ---- by matrix products ---- */
@@ -134,6 +140,9 @@ extern "C" void cuda_attention(struct backend *backend, const struct attention *
 
     assert(args->q.dtype == DTYPE_BF16 && args->y.dtype == DTYPE_BF16 && args->scale > 0);
     if (args->q.rows == 0 || args->k.rows == 0 || dnn_attention(cuda, args))
+        return;
+    if (cuda->capability == 90 && size > 64 && size <= 128 && is_plain(args) &&
+        attention_hopper(cuda, args))
         return;
     if (size <= 64)
         attention_fused<layout<64, 2, 32, 4, 2, 2>>(cuda, args);

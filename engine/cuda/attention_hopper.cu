@@ -5,8 +5,6 @@
  * weights of one tile are computed while the matrix units are busy with the values of the one
  * before.
  */
-#include <assert.h>
-
 #include "engine/cuda/attention_fused.cuh"
 #include "engine/cuda/hopper.cuh"
 

@@ -35,6 +35,7 @@ enum { CUDA_TICKETS = 64 };
 struct cuda_backend {
     struct backend base;
     struct driver driver;
+    int capability; /* 90: 9.0 */
     struct cuda_context context;
     uint64_t free_before; /* of the growth that is being measured, or 0 */
     cudaStream_t compute, copy;
@@ -114,6 +115,9 @@ void cuda_copy_reuse(struct backend *backend);
 uint64_t cuda_pinned_bytes(struct backend *backend);
 void cuda_linear(struct backend *backend, const struct linear *args);
 void cuda_attention(struct backend *backend, const struct attention *args);
+/* Of heads of 65 to 128, without bias and not causal, matrices at multiples of 16 bytes, on Hopper
+ * (capability 9.0). False: another way is needed. */
+bool attention_hopper(struct cuda_backend *cuda, const struct attention *args);
 void cuda_conv(struct backend *backend, const struct conv *args);
 void cuda_layer_norm(struct backend *backend, struct tensor y, struct tensor x,
                      struct tensor weight, struct tensor bias, float eps);

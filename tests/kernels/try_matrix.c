@@ -59,6 +59,10 @@ static void choose_shape(struct rig *rig, struct attention_case *sizes, int64_t 
         *size = rig_range(rig, 1, 40);
         if (rig_chance(rig, 50))
             *keys = rig_range(rig, 2047, 2100);
+    } else if (rig_chance(rig, 25)) { /* several tiles of keys for the transformer's heads */
+        *size = rig_chance(rig, 50) ? 128 : 8 * rig_range(rig, 9, 15);
+        *keys = rig_range(rig, 100, 700);
+        *queries = rig_range(rig, 1, WORK_MAX / (*keys * *size));
     } else {
         *keys = rig_chance(rig, 50) ? *queries : rig_size(rig, 300);
     }
@@ -71,7 +75,9 @@ static void choose_shape(struct rig *rig, struct attention_case *sizes, int64_t 
 void try_attention(struct rig *rig)
 {
     enum dtype dtype = rig->backend->activation;
-    struct attention args = {.scale = (float)rig_range(rig, 1, 100) / 64.0f};
+    /* (Higher ones let the maximum rise from tile to tile.) */
+    float unit = rig_chance(rig, 25) ? 8.0f : 64.0f;
+    struct attention args = {.scale = (float)rig_range(rig, 1, 100) / unit};
     struct attention_case wanted = {.weight_roundoff = rig_roundoff(dtype)};
     struct operand *q, *k, *v, *y, *bias;
     int64_t queries, keys, size;

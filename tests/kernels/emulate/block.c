@@ -9,14 +9,15 @@
 
 enum { THREADS_MAX = 1024, STACK_BYTES = 256 << 10 };
 
-enum state { READY, AT_BARRIER, IN_GROUP, ENDED };
+enum state { READY, AT_BARRIER, IN_GROUP, WAITING, ENDED };
 
 struct fiber {
     void *resume[5]; /* for __builtin_longjmp */
     enum state state;
     unsigned group_lanes;
     group_operation *operation;
-    void *brought;
+    block_condition *condition;
+    void *brought; /* to the group, or what the condition is of */
 };
 
 /* One block runs at a time, under the lock of runtime.c. */
@@ -113,6 +114,14 @@ void block_together(unsigned count, group_operation *operation, void *brought)
     leave();
 }
 
+void block_wait(block_condition *condition, void *of)
+{
+    running->state = WAITING;
+    running->condition = condition;
+    running->brought = of;
+    leave();
+}
+
 /* ---- one block ---- */
 
 static struct extent unfold(unsigned number, struct extent size)
@@ -133,9 +142,16 @@ static void stuck(unsigned threads)
         counts[fibers[i].state]++;
     fprintf(stderr,
             "emulated kernel: threads wait for each other: %u at a barrier, %u in operations of a "
-            "warp that not all of its lanes reached, %u ended\n",
-            counts[AT_BARRIER], counts[IN_GROUP], counts[ENDED]);
+            "warp that not all of its lanes reached, %u for something else, %u ended\n",
+            counts[AT_BARRIER], counts[IN_GROUP], counts[WAITING], counts[ENDED]);
     abort();
+}
+
+static bool can_run(struct fiber *fiber)
+{
+    if (fiber->state == WAITING && fiber->condition(fiber->brought))
+        fiber->state = READY;
+    return fiber->state == READY;
 }
 
 /* Runs the lanes of a warp that can run; true if any did. */
@@ -147,7 +163,7 @@ static bool run_lanes(unsigned warp, unsigned threads)
     for (unsigned i = 0; i < WARP_LANES; i++) {
         unsigned thread = warp + (lane + i) % WARP_LANES;
 
-        if (thread >= threads || fibers[thread].state != READY)
+        if (thread >= threads || !can_run(&fibers[thread]))
             continue;
         place.thread = unfold(thread, place.block_size);
         enter(&fibers[thread]);

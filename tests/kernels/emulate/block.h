@@ -44,6 +44,10 @@ void block_barrier(void);
 typedef void group_operation(void *const brought[]);
 void block_together(unsigned count, group_operation *operation, void *brought);
 
+/* Returns when the condition holds: it is asked whenever the thread could go on. */
+typedef bool block_condition(void *of);
+void block_wait(block_condition *condition, void *of);
+
 /* True half of the time. */
 bool block_coin(void);
 

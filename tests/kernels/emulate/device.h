@@ -13,6 +13,7 @@
  *   context=MIB (what a context takes)  others=MIB (what other processes have)  no-nvml
  *   lazy (no work is done unasked)  clean (new pages are zeros: quick)
  *   nvml=MIB (what it sees more at every other look)  no-virtual-memory  granule=KIB
+ *   card=CAPABILITY (90)
  */
 #ifndef FLUXFS_TESTS_KERNELS_EMULATE_DEVICE_H
 #define FLUXFS_TESTS_KERNELS_EMULATE_DEVICE_H
@@ -31,6 +32,12 @@ extern "C" {
 void device_queue(cudaStream_t stream, void (*run)(void *args), const void *args, size_t bytes);
 void device_queue_kernel(cudaStream_t stream, void (*run)(const void *call), const void *call,
                          size_t bytes, struct extent grid, struct extent block);
+
+/* What is in a CUtensorMap here; bytes, but for counts and box. */
+struct device_map {
+    const char *data;
+    int64_t counts[3], strides[2], box[3];
+};
 
 /* A word of FLUXFS_EMULATE: its number, 0 without one, or `otherwise` if it is not there. */
 long device_word(const char *word, long otherwise);

@@ -288,6 +288,41 @@ static CUresult event_destroy(CUevent event)
     return result_of(cudaEventDestroy(event));
 }
 
+/* Whether a map is one of those that the kernels use, as the manual wants it. */
+static bool map_is_sound(const struct device_map *map)
+{
+    bool sound = (uintptr_t)map->data % 16 == 0 && map->box[0] * 2 <= 128;
+
+    for (int i = 0; i < 3; i++)
+        sound &= map->counts[i] > 0 && map->box[i] > 0 && map->box[i] <= 256;
+    return sound && map->strides[0] % 16 == 0 && map->strides[1] % 16 == 0;
+}
+
+static CUresult tensor_map(CUtensorMap *out, CUtensorMapDataType type, cuuint32_t rank, void *data,
+                           const cuuint64_t *counts, const cuuint64_t *strides,
+                           const cuuint32_t *box, const cuuint32_t *steps,
+                           CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,
+                           CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill)
+{
+    struct device_map map = {.data = data};
+
+    if (type != CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 || rank != 3 || steps[0] != 1 || steps[1] != 1 ||
+        steps[2] != 1 || interleave != CU_TENSOR_MAP_INTERLEAVE_NONE ||
+        swizzle != CU_TENSOR_MAP_SWIZZLE_128B || fill != CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
+        return CUDA_ERROR_INVALID_VALUE;
+    for (int i = 0; i < 3; i++) {
+        map.counts[i] = (int64_t)counts[i];
+        map.box[i] = box[i];
+    }
+    map.strides[0] = (int64_t)strides[0];
+    map.strides[1] = (int64_t)strides[1];
+    if (!map_is_sound(&map))
+        return CUDA_ERROR_INVALID_VALUE;
+    memset(out, 0, sizeof *out);
+    memcpy(out, &map, sizeof map);
+    return CUDA_SUCCESS;
+}
+
 int driver_open(struct driver *driver, struct error *err)
 {
     *driver = (struct driver){
@@ -305,6 +340,7 @@ int driver_open(struct driver *driver, struct error *err)
         .event_query = event_query,
         .event_synchronize = event_synchronize,
         .event_destroy = event_destroy,
+        .tensor_map = tensor_map,
         .memory_used = memory_used,
     };
     virtual_fill(driver);

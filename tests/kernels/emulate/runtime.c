@@ -409,13 +409,14 @@ cudaError_t cudaGetDeviceCount(int *count)
 
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *device, int number)
 {
+    long capability = device_word("old-card", -1) == 0 ? 75 : device_word("card", 90);
     size_t used;
 
     memset(device, 0, sizeof *device);
     snprintf(device->name, sizeof device->name, "a GPU emulated on the CPU");
     device_memory(&used, &device->totalGlobalMem);
-    device->major = device_word("old-card", -1) == 0 ? 7 : 9;
-    device->minor = device->major == 7 ? 5 : 0;
+    device->major = (int)capability / 10;
+    device->minor = (int)capability % 10;
     device->multiProcessorCount = 4;
     return cudaSuccess;
 }

@@ -17,6 +17,8 @@
 #undef __shared__
 #define __shared__ static
 #define __launch_bounds__(...)
+#undef __grid_constant__
+#define __grid_constant__
 
 #define threadIdx (block_place->thread)
 #define blockIdx (block_place->block)
@@ -87,12 +89,12 @@ template <typename... P> struct kernel_call {
     }
 };
 
-/* A block gets no more than the smallest of our cards gives. */
-enum { BLOCK_BYTES = 99 << 10 };
+/* As much as a block of a Hopper card gets. */
+enum { BLOCK_BYTES = 227 << 10 };
 
 template <typename T> static inline T *block_memory()
 {
-    alignas(128) static unsigned char block_bytes[BLOCK_BYTES];
+    alignas(1024) static unsigned char block_bytes[BLOCK_BYTES];
 
     return (T *)block_bytes;
 }

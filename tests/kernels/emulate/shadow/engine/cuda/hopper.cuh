@@ -1,0 +1,288 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * engine/cuda/hopper.cuh for kernels that run on the CPU: the same functions, as the PTX ISA
+ * describes their instructions ("mbarrier", "cp.async.bulk.tensor", "wgmma.mma_async", "Shared
+ * memory matrix layout").
+ */
+#ifndef FLUXFS_TESTS_KERNELS_EMULATE_HOPPER_CUH
+#define FLUXFS_TESTS_KERNELS_EMULATE_HOPPER_CUH
+
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "engine/cuda/mma.cuh"
+
+enum { WARPGROUP = 128, PANEL = 64 };
+
+/* Where the swizzle of 128 bytes has what the plain layout would have at an address. */
+static inline char *swizzled(const char *address)
+{
+    uintptr_t bits = (uintptr_t)address;
+
+    return (char *)(bits ^ (bits >> 7 & 7) << 4);
+}
+
+/* ---- gates ---- */
+
+struct gate {
+    uint8_t arrivals, left;
+    uint16_t phase;
+    int32_t bytes; /* that are to come */
+};
+
+static inline void gate_advance(struct gate *gate)
+{
+    if (gate->left != 0 || gate->bytes != 0)
+        return;
+    gate->phase++;
+    gate->left = gate->arrivals;
+}
+
+static inline void gate_init(struct gate *gate, int arrivals)
+{
+    *gate = {(uint8_t)arrivals, (uint8_t)arrivals, 0, 0};
+}
+
+static inline void gates_publish()
+{
+}
+
+static inline void gate_expect(struct gate *gate, int bytes)
+{
+    if (gate->left == 0)
+        abort();
+    gate->bytes += bytes;
+    gate->left--;
+    gate_advance(gate);
+}
+
+static inline void gate_arrive(struct gate *gate)
+{
+    gate_expect(gate, 0);
+}
+
+/* ---- copies: one happens at once or when its gate is waited for ---- */
+
+struct box_pending {
+    bf16 *to;
+    struct device_map map;
+    int64_t at[3];
+    struct gate *gate;
+};
+
+static std::vector<struct box_pending> boxes_pending;
+
+static inline void box_carry_out(const struct box_pending &box)
+{
+    const struct device_map &map = box.map;
+
+    for (int64_t z = 0; z < map.box[2]; z++)
+        for (int64_t y = 0; y < map.box[1]; y++)
+            for (int64_t x = 0; x < map.box[0]; x++) {
+                int64_t from[3] = {box.at[0] + x, box.at[1] + y, box.at[2] + z};
+                char *to = (char *)box.to + ((z * map.box[1] + y) * map.box[0] + x) * 2;
+                uint16_t value = 0;
+
+                if (from[0] < map.counts[0] && from[1] < map.counts[1] && from[2] < map.counts[2])
+                    memcpy(&value,
+                           map.data + from[0] * 2 + from[1] * map.strides[0] +
+                               from[2] * map.strides[1],
+                           sizeof value);
+                memcpy(swizzled(to), &value, sizeof value);
+            }
+    box.gate->bytes -= (int32_t)(map.box[0] * map.box[1] * map.box[2] * 2);
+    gate_advance(box.gate);
+}
+
+static inline void copy_box(bf16 *to, const CUtensorMap *map, int x, int y, int z,
+                            struct gate *gate)
+{
+    struct box_pending box = {to, {}, {x, y, z}, gate};
+
+    if ((uintptr_t)to % 1024 != 0)
+        abort();
+    memcpy(&box.map, map, sizeof box.map);
+    if (block_coin())
+        box_carry_out(box);
+    else
+        boxes_pending.push_back(box);
+}
+
+struct gate_awaited {
+    struct gate *gate;
+    int phase;
+};
+
+static inline bool gate_has_passed(void *of)
+{
+    const struct gate_awaited *awaited = (const struct gate_awaited *)of;
+    size_t kept = 0;
+
+    if (awaited->gate->phase % 2 != awaited->phase % 2)
+        return true;
+    for (const struct box_pending &box : boxes_pending) {
+        if (box.gate == awaited->gate)
+            box_carry_out(box);
+        else
+            boxes_pending[kept++] = box;
+    }
+    boxes_pending.resize(kept);
+    return awaited->gate->phase % 2 != awaited->phase % 2;
+}
+
+static inline void gate_wait(struct gate *gate, int phase)
+{
+    struct gate_awaited awaited = {gate, phase};
+
+    block_wait(gate_has_passed, &awaited);
+}
+
+/* ---- registers ---- */
+
+template <int COUNT> static inline void registers_drop()
+{
+}
+
+template <int COUNT> static inline void registers_raise()
+{
+}
+
+/* ---- products, carried out one after the other; all that are waited for ---- */
+
+struct wgmma_lane {
+    float *c;
+    const uint32_t *in_registers; /* a, or NULL: */
+    const bf16 *a, *b;
+    int panel_bytes; /* of b, whose rows are k then */
+    bool add;
+};
+
+struct wgmma_pending {
+    struct wgmma_lane lanes[WARPGROUP];
+    int later; /* groups that were ended since */
+};
+
+static std::vector<struct wgmma_pending> products_pending[8]; /* of each warpgroup */
+
+static inline float shared_element(const bf16 *start, int64_t bytes)
+{
+    const char *address = swizzled((const char *)start + bytes);
+
+    return __bfloat162float(*(const bf16 *)address);
+}
+
+static inline void wgmma_carry_out(const struct wgmma_lane lanes[WARPGROUP])
+{
+    static float a[64][16], b[16][128];
+    const struct wgmma_lane *first = &lanes[0];
+
+    for (int i = 0; i < 64 * 16; i++) {
+        int row = i / 16, k = i % 16;
+        const struct wgmma_lane *owner = &lanes[row / 16 * 32 + row % 8 * 4 + k % 8 / 2];
+
+        if (first->in_registers != NULL) {
+            uint32_t both = owner->in_registers[k / 8 * 2 + row % 16 / 8];
+
+            a[row][k] = k % 2 == 0 ? low_half(both) : high_half(both);
+        } else {
+            a[row][k] = shared_element(first->a, row * 128 + k * 2);
+        }
+    }
+    for (int i = 0; i < 16 * 128; i++) {
+        int k = i / 128, n = i % 128;
+
+        b[k][n] = first->in_registers != NULL
+                      ? shared_element(first->b, n / 64 * first->panel_bytes + k * 128 + n % 64 * 2)
+                      : shared_element(first->b, n * 128 + k * 2);
+    }
+    for (int i = 0; i < WARPGROUP * 64; i++) {
+        int l = i / 64, j = i % 64, row = l / 32 * 16 + l % 32 / 4 + j / 2 % 2 * 8;
+        int col = j / 4 * 8 + l % 4 * 2 + j % 2;
+        float sum = lanes[l].add ? lanes[l].c[j] : 0.0f;
+
+        for (int k = 0; k < 16; k++)
+            sum += a[row][k] * b[k][col];
+        lanes[l].c[j] = sum;
+    }
+}
+
+/* The oldest, of those that `latest` groups or more have followed. */
+static inline void wgmma_finish(std::vector<struct wgmma_pending> &pending, int latest, size_t most)
+{
+    size_t done = 0;
+
+    while (done < pending.size() && done < most && pending[done].later >= latest)
+        wgmma_carry_out(pending[done++].lanes);
+    pending.erase(pending.begin(), pending.begin() + (long)done);
+}
+
+static inline std::vector<struct wgmma_pending> &products_own()
+{
+    return products_pending[threadIdx.x / WARPGROUP];
+}
+
+struct wgmma_call {
+    std::vector<struct wgmma_pending> *pending;
+    struct wgmma_lane lane;
+    int latest;
+};
+
+static inline void wgmma_queue(void *const calls[])
+{
+    std::vector<struct wgmma_pending> &pending = *((struct wgmma_call *)calls[0])->pending;
+
+    pending.push_back({});
+    pending.back().later = -1;
+    for (int i = 0; i < WARPGROUP; i++)
+        pending.back().lanes[i] = ((const struct wgmma_call *)calls[i])->lane;
+    if (block_coin())
+        wgmma_finish(pending, -1, 1);
+}
+
+static inline void wgmma_end_group(void *const calls[])
+{
+    for (struct wgmma_pending &product : *((struct wgmma_call *)calls[0])->pending)
+        product.later++;
+}
+
+static inline void wgmma_await(void *const calls[])
+{
+    const struct wgmma_call *call = (const struct wgmma_call *)calls[0];
+
+    wgmma_finish(*call->pending, call->latest, call->pending->size());
+}
+
+static inline void wgmma_begin()
+{
+}
+
+static inline void wgmma_commit()
+{
+    struct wgmma_call call = {&products_own(), {}, 0};
+
+    block_together(WARPGROUP, wgmma_end_group, &call);
+}
+
+template <int LATEST> static inline void wgmma_wait(float *c)
+{
+    struct wgmma_call call = {&products_own(), {}, LATEST};
+
+    block_together(WARPGROUP, wgmma_await, &call);
+}
+
+static inline void wgmma_scores(float *c, const bf16 *a, const bf16 *b, bool add)
+{
+    struct wgmma_call call = {&products_own(), {c, NULL, a, b, 0, add}, 0};
+
+    block_together(WARPGROUP, wgmma_queue, &call);
+}
+
+static inline void wgmma_values(float *c, const uint32_t a[4], const bf16 *b, int panel_bytes)
+{
+    struct wgmma_call call = {&products_own(), {c, a, NULL, b, panel_bytes, true}, 0};
+
+    block_together(WARPGROUP, wgmma_queue, &call);
+}
+
+#endif
