@@ -141,9 +141,6 @@ extern "C" void cuda_attention(struct backend *backend, const struct attention *
     assert(args->q.dtype == DTYPE_BF16 && args->y.dtype == DTYPE_BF16 && args->scale > 0);
     if (args->q.rows == 0 || args->k.rows == 0 || dnn_attention(cuda, args))
         return;
-    if (cuda->capability == 90 && size > 64 && size <= 128 && is_plain(args) &&
-        attention_hopper(cuda, args))
-        return;
     if (size <= 64)
         attention_fused<layout<64, 2, 32, 4, 2, 2>>(cuda, args);
     else if (size <= 128)

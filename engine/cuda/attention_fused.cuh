@@ -273,14 +273,14 @@ __device__ inline void output_add(struct progress<L> &now, float s[L::STRIPES][L
 
 /* y = o/sum, of this lane's queries. */
 template <class L, bool WIDE>
-__device__ inline void output_store(const struct progress<L> &now, const struct tensor &y, int row,
-                                    int size)
+__device__ inline void output_store(const struct progress<L> &now, const struct tensor &y, int head,
+                                    int row, int size)
 {
 #pragma unroll
     for (int i = 0; i < 2 * L::STRIPES; i++) {
         int query = row + i * 8, half = i % 2, d0 = lane() % 4 * 2;
         float inverse = 1.0f / quad_sum(now.sum[i / 2][half]);
-        bf16 *to = (bf16 *)y.data + query * y.stride + (int64_t)blockIdx.y * size + d0;
+        bf16 *to = (bf16 *)y.data + query * y.stride + (int64_t)head * size + d0;
 
         if (query >= y.rows)
             continue;
@@ -363,7 +363,7 @@ __global__ void __launch_bounds__(L::THREADS, L::BLOCKS)
             output_rescale<L>(now, rescale);
         output_add<L>(now, s, after, turn(2 * i + 1));
     }
-    output_store<L, WIDE>(now, args.y, row, size);
+    output_store<L, WIDE>(now, args.y, blockIdx.y, row, size);
 }
 
 #endif

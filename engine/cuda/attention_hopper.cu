@@ -12,12 +12,10 @@ enum { D = 128, KEYS = 128, TILES = 4, GROUPS = 2, THREADS = (1 + GROUPS) * WARP
 enum { GROUP_QUERIES = 64, QUERIES = GROUPS * GROUP_QUERIES, PANELS = D / PANEL };
 enum { TILE = KEYS * D, TILE_BYTES = TILE * 2, QUERY_BYTES = QUERIES * D * 2 };
 
-/* A warpgroup's part, as if by mma.sync. */
-typedef layout<D, 1, KEYS, 4, TILES, 1> group_layout;
-
 struct block {
     bf16 q[PANELS][QUERIES][PANEL], tiles[TILES][PANELS][KEYS][PANEL];
-    struct gate queries, full[TILES], empty[TILES];
+    struct gate asked, answered; /* queries are there, are done with */
+    struct gate full[TILES], empty[TILES], turn[GROUPS];
 };
 
 /* What the kernel reads, as [rows, heads, size]. */
@@ -25,143 +23,223 @@ struct maps {
     CUtensorMap q, k, v;
 };
 
-/* One thread's work: tile 2i holds keys, 2i + 1 their values; tile j lies at j % TILES. */
-__device__ inline void tiles_fetch(struct block *block, const struct maps &maps, int count)
-{
-    gate_expect(&block->queries, QUERY_BYTES);
-    for (int p = 0; p < PANELS; p++)
-        copy_box(block->q[p][0], &maps.q, p * PANEL, blockIdx.y, blockIdx.x * QUERIES,
-                 &block->queries);
-    for (int i = 0; i < count; i++) {
-        int at = i % TILES;
+/* What is to be done: items, each 128 queries of a head. A block does every gridDim'th. */
+struct items {
+    int count, of_head, tiles; /* of keys and of values, in an item */
+};
 
-        if (i >= TILES)
-            gate_wait(&block->empty[at], i / TILES - 1);
-        gate_expect(&block->full[at], TILE_BYTES);
+__device__ inline int item_head(const struct items &items, int item)
+{
+    return item / items.of_head;
+}
+
+__device__ inline int item_row(const struct items &items, int item)
+{
+    return item % items.of_head * QUERIES;
+}
+
+/* One thread's work. Of an item's tiles number 2i holds keys, 2i + 1 their values; tile j of all
+ * that the block sees lies at j % TILES. */
+__device__ inline void tiles_fetch(struct block *block, const struct maps &maps,
+                                   const struct items &items)
+{
+    int done = 0, tile = 0;
+
+    for (int item = blockIdx.x; item < items.count; item += gridDim.x, done++) {
+        int head = item_head(items, item);
+
+        if (done > 0)
+            gate_wait(&block->answered, done - 1);
+        gate_expect(&block->asked, QUERY_BYTES);
         for (int p = 0; p < PANELS; p++)
-            copy_box(block->tiles[at][p][0], i % 2 == 0 ? &maps.k : &maps.v, p * PANEL, blockIdx.y,
-                     i / 2 * KEYS, &block->full[at]);
+            copy_box(block->q[p][0], &maps.q, p * PANEL, head, item_row(items, item),
+                     &block->asked);
+        for (int i = 0; i < items.tiles; i++, tile++) {
+            int at = tile % TILES;
+
+            if (tile >= TILES)
+                gate_wait(&block->empty[at], tile / TILES - 1);
+            gate_expect(&block->full[at], TILE_BYTES);
+            for (int p = 0; p < PANELS; p++)
+                copy_box(block->tiles[at][p][0], i % 2 == 0 ? &maps.k : &maps.v, p * PANEL, head,
+                         i / 2 * KEYS, &block->full[at]);
+        }
     }
 }
 
-/* ---- a warpgroup of queries ---- */
+/* ---- a warpgroup, with 64 queries of each item ---- */
 
-__device__ inline const bf16 *tile_await(struct block *block, int i)
-{
-    gate_wait(&block->full[i % TILES], i / TILES);
-    return block->tiles[i % TILES][0][0];
-}
+typedef layout<D, 1, KEYS, 4, TILES, 1> group_layout; /* as if by mma.sync */
 
-__device__ inline void tile_leave(struct block *block, int i)
+struct group {
+    struct block *block;
+    int number, turns;
+    float s[1][KEYS / 8][4];
+    uint32_t p[KEYS / 16][4];
+    struct progress<group_layout> now;
+};
+
+__device__ inline void warp_arrive(struct gate *gate)
 {
     if (lane() == 0)
-        gate_arrive(&block->empty[i % TILES]);
+        gate_arrive(gate);
+}
+
+__device__ inline const bf16 *tile_await(struct block *block, int tile)
+{
+    gate_wait(&block->full[tile % TILES], tile / TILES);
+    return block->tiles[tile % TILES][0][0];
 }
 
 /* Begins s = q·kᵀ. */
-__device__ inline void scores_begin(float s[64], const bf16 *q, const bf16 *k)
+__device__ inline void scores_begin(struct group &group, int tile)
 {
+    const bf16 *q = group.block->q[0][group.number * GROUP_QUERIES];
+    const bf16 *k = tile_await(group.block, tile);
+
     wgmma_begin();
 #pragma unroll
     for (int i = 0; i < D / 16; i++) {
         int panel = i / (PANEL / 16), column = i % (PANEL / 16) * 16;
 
-        wgmma_scores(s, q + panel * QUERIES * PANEL + column, k + panel * KEYS * PANEL + column,
-                     i > 0);
+        wgmma_scores(group.s[0][0], q + panel * QUERIES * PANEL + column,
+                     k + panel * KEYS * PANEL + column, i > 0);
     }
     wgmma_commit();
 }
 
 /* Begins o += p·v. */
-__device__ inline void output_begin(float o[64], const uint32_t p[KEYS / 16][4], const bf16 *v)
+__device__ inline void output_begin(struct group &group, int tile)
 {
+    const bf16 *v = tile_await(group.block, tile);
+
     wgmma_begin();
 #pragma unroll
     for (int i = 0; i < KEYS / 16; i++)
-        wgmma_values(o, p[i], v + i * 16 * PANEL, KEYS * PANEL * 2);
+        wgmma_values(group.now.o[0][0], group.p[i], v + i * 16 * PANEL, KEYS * PANEL * 2);
     wgmma_commit();
 }
 
-__device__ inline void queries_do(struct block *block, const struct attention &args, int size)
+/* Scores of the keys from `first` on become weights; true: the output is to be rescaled. */
+__device__ inline bool scores_weigh(struct group &group, float rescale[1][2],
+                                    const struct attention &args, int first)
 {
-    typedef group_layout L;
-    int group = (int)(threadIdx.x / WARPGROUP) - 1, warp = (int)(threadIdx.x / 32) % 4;
-    int row = blockIdx.x * QUERIES + group * GROUP_QUERIES + warp * 16 + lane() / 4;
-    int count = ((int)args.k.rows + KEYS - 1) / KEYS;
-    const bf16 *q = block->q[0][group * GROUP_QUERIES];
-    float s[1][KEYS / 8][4], rescale[1][2], scale = args.scale * LOG2_E;
-    uint32_t p[KEYS / 16][4];
-    struct progress<L> now;
-    auto finish = [&](int i) { /* of tile i; true: the output is to be rescaled */
-                               bool risen;
+    float scale = args.scale * LOG2_E;
+    bool risen;
 
-                               if ((i + 1) * KEYS > args.k.rows)
-                                   scores_finish<L, true>(s, args, 1, row, i * KEYS);
-                               risen = shifts_renew<L>(now, rescale, s, scale);
+    if (first + KEYS > args.k.rows)
+        scores_finish<group_layout, true>(group.s, args, 1, 0, first);
+    risen = shifts_renew<group_layout>(group.now, rescale, group.s, scale);
 #pragma unroll
-                               for (int n = 0; n < KEYS / 8; n++)
+    for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
-                                   for (int half = 0; half < 2; half++)
-                                       weigh(&s[0][n][2 * half], scale, now.shift[0][half],
-                                             now.sum[0][half]);
-                               return risen;
-    };
-    auto take = [&] { /* weights, as operands */
-#pragma unroll
-                      for (int i = 0; i < KEYS / 4; i++)
-                          p[i / 4][i % 4] =
-                              pair(s[0][i / 2][i % 2 * 2], s[0][i / 2][i % 2 * 2 + 1]);
-    };
-
-    now.shift[0][0] = now.shift[0][1] = SHIFT_NONE;
-    gate_wait(&block->queries, 0);
-    scores_begin(s[0][0], q, tile_await(block, 0));
-    wgmma_wait<0>(s[0][0]);
-    tile_leave(block, 0);
-    finish(0);
-    take();
-    for (int i = 1; i < count; i++) {
-        bool risen;
-
-        scores_begin(s[0][0], q, tile_await(block, 2 * i));
-        output_begin(now.o[0][0], p, tile_await(block, 2 * i - 1));
-        wgmma_wait<1>(s[0][0]);
-        tile_leave(block, 2 * i);
-        risen = finish(i);
-        wgmma_wait<0>(now.o[0][0]);
-        tile_leave(block, 2 * i - 1);
-        if (risen)
-            output_rescale<L>(now, rescale);
-        take();
-    }
-    output_begin(now.o[0][0], p, tile_await(block, 2 * count - 1));
-    wgmma_wait<0>(now.o[0][0]);
-    output_store<L, true>(now, args.y, row, size);
+        for (int half = 0; half < 2; half++)
+            weigh(&group.s[0][n][2 * half], scale, group.now.shift[0][half],
+                  group.now.sum[0][half]);
+    return risen;
 }
 
-/* grid (⌈queries/128⌉, heads), block 384. */
+/* Weights, as operands. */
+__device__ inline void weights_take(struct group &group)
+{
+#pragma unroll
+    for (int i = 0; i < KEYS / 4; i++) {
+        const float *two = &group.s[0][i / 2][i % 2 * 2];
+
+        group.p[i / 4][i % 4] = pair(two[0], two[1]);
+    }
+}
+
+/* Item number `done` of the block. The groups begin products in turns, so that one computes weights
+ * while the other's are under way. */
+template <bool TURNS>
+__device__ inline void item_do(struct group &group, const struct attention &args, int done,
+                               int tiles)
+{
+    struct block *block = group.block;
+    int tile = done * tiles, last = tile + tiles - 1;
+    float rescale[1][2];
+
+    gate_wait(&block->asked, done);
+    scores_begin(group, tile);
+    wgmma_wait<0>(group.s[0][0]);
+    warp_arrive(&block->empty[tile % TILES]);
+    scores_weigh(group, rescale, args, 0);
+    weights_take(group);
+    for (int first = KEYS; first < args.k.rows; first += KEYS) {
+        bool risen;
+
+        tile += 2;
+        if (TURNS)
+            gate_wait(&block->turn[group.number], group.turns++);
+        scores_begin(group, tile);
+        output_begin(group, tile - 1);
+        if (TURNS)
+            warp_arrive(&block->turn[1 - group.number]);
+        wgmma_wait<1>(group.s[0][0]);
+        warp_arrive(&block->empty[tile % TILES]);
+        risen = scores_weigh(group, rescale, args, first);
+        wgmma_wait<0>(group.now.o[0][0]);
+        warp_arrive(&block->empty[(tile - 1) % TILES]);
+        if (risen)
+            output_rescale<group_layout>(group.now, rescale);
+        weights_take(group);
+    }
+    warp_arrive(&block->answered);
+    output_begin(group, last);
+    wgmma_wait<0>(group.now.o[0][0]);
+    warp_arrive(&block->empty[last % TILES]);
+}
+
+template <bool TURNS>
+__device__ inline void queries_do(struct block *block, const struct attention &args, int size,
+                                  const struct items &items)
+{
+    int number = (int)(threadIdx.x / WARPGROUP) - 1, warp = (int)(threadIdx.x / 32) % 4, done = 0;
+    int row = number * GROUP_QUERIES + warp * 16 + lane() / 4;
+    struct group group;
+
+    group.block = block;
+    group.number = number;
+    group.turns = 0;
+    if (TURNS && number == 1)
+        warp_arrive(&block->turn[0]);
+    for (int item = blockIdx.x; item < items.count; item += gridDim.x) {
+        group.now = progress<group_layout>();
+        group.now.shift[0][0] = group.now.shift[0][1] = SHIFT_NONE;
+        item_do<TURNS>(group, args, done++, items.tiles);
+        output_store<group_layout, true>(group.now, args.y, item_head(items, item),
+                                         item_row(items, item) + row, size);
+    }
+}
+
+/* block 384 */
+template <bool TURNS>
 __global__ void __launch_bounds__(THREADS, 1)
-    attention_hopper_kernel(struct attention args, int size,
+    attention_hopper_kernel(struct attention args, int size, struct items items,
                             const __grid_constant__ struct maps maps)
 {
     struct block *block = block_memory<struct block>();
 
     if (threadIdx.x == 0) {
-        gate_init(&block->queries, 1);
+        gate_init(&block->asked, 1);
+        gate_init(&block->answered, GROUPS * 4);
         for (int i = 0; i < TILES; i++) {
             gate_init(&block->full[i], 1);
             gate_init(&block->empty[i], GROUPS * 4);
         }
+        for (int i = 0; i < GROUPS; i++)
+            gate_init(&block->turn[i], 4);
         gates_publish();
     }
     __syncthreads();
     if (threadIdx.x < WARPGROUP) {
         registers_drop<24>();
         if (threadIdx.x == 0)
-            tiles_fetch(block, maps, ((int)args.k.rows + KEYS - 1) / KEYS * 2);
+            tiles_fetch(block, maps, items);
     } else {
         registers_raise<240>();
-        queries_do(block, args, size);
+        queries_do<TURNS>(block, args, size, items);
     }
 }
 
@@ -181,17 +259,24 @@ static bool map_make(struct cuda_backend *cuda, CUtensorMap *map, struct tensor 
                                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-extern "C" bool attention_hopper(struct cuda_backend *cuda, const struct attention *args)
+template <bool TURNS>
+static bool attention_queue(struct cuda_backend *cuda, const struct attention *args, int blocks)
 {
+    int heads = args->heads, of_head = (int)blocks_for(args->q.rows, QUERIES);
+    struct items items = {of_head * heads, of_head, 2 * (int)blocks_for(args->k.rows, KEYS)};
     struct maps maps;
-    int heads = args->heads;
-    dim3 grid(blocks_for(args->q.rows, QUERIES), (unsigned)heads);
 
     if (!map_make(cuda, &maps.q, args->q, heads, QUERIES) ||
         !map_make(cuda, &maps.k, args->k, heads, KEYS) ||
         !map_make(cuda, &maps.v, args->v, heads, KEYS))
         return false;
-    launch_with_memory(cuda, "attention", grid, THREADS, sizeof(struct block),
-                       attention_hopper_kernel, *args, (int)(args->q.cols / heads), maps);
+    launch_with_memory(cuda, "attention", items.count < blocks ? items.count : blocks, THREADS,
+                       sizeof(struct block), attention_hopper_kernel<TURNS>, *args,
+                       (int)(args->q.cols / heads), items, maps);
     return true;
+}
+
+extern "C" bool attention_hopper(struct cuda_backend *cuda, const struct attention *args)
+{
+    return attention_queue<true>(cuda, args, cuda->multiprocessors);
 }

@@ -36,6 +36,7 @@ struct cuda_backend {
     struct backend base;
     struct driver driver;
     int capability; /* 90: 9.0 */
+    int multiprocessors;
     struct cuda_context context;
     uint64_t free_before; /* of the growth that is being measured, or 0 */
     cudaStream_t compute, copy;

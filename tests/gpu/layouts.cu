@@ -111,9 +111,9 @@ template <class L> static void time_layout(struct problem *p)
     time_kernel(p, name, queue_layout<L>);
 }
 
-static void queue_hopper(const struct problem *p)
+template <bool TURNS, int BLOCKS> static void queue_hopper(const struct problem *p)
 {
-    if (!attention_hopper(&backend, &p->args))
+    if (!attention_queue<TURNS>(&backend, &p->args, BLOCKS))
         printf("no map\n");
 }
 
@@ -130,7 +130,10 @@ static void time_problem(int tokens, int heads, int size, bool hopper)
     device_rows(tokens, heads * size, false, &p.args.y);
     time_layout<layout<128, 2, 32, 4, 2, 2>>(&p);
     if (hopper) {
-        time_kernel(&p, "hopper", queue_hopper);
+        time_kernel(&p, "hopper", queue_hopper<false, 1000000>);
+        time_kernel(&p, "hopper, persistent", queue_hopper<false, 132>);
+        time_kernel(&p, "hopper, turns", queue_hopper<true, 1000000>);
+        time_kernel(&p, "hopper, turns, pers.", queue_hopper<true, 132>);
     } else {
         time_layout<layout<128, 2, 32, 4, 3, 2>>(&p);
         time_layout<layout<128, 2, 32, 4, 4, 2>>(&p);
