@@ -30,7 +30,8 @@ struct handle {
     uint64_t hash; /* of the snapshot */
     int64_t snapshot_ns, changed_ns;
     bool was_read;
-    bool dirty;             /* prompts/: written to since the last submission */
+    bool dirty;             /* prompts/: changed since the last submission */
+    bool placed;            /* and a place in the queue was asked for */
     bool refused;           /* `new`: write() has said no; the rest is dropped until close */
     struct queue_hold hold; /* for what was written; the queue's */
 

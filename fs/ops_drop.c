@@ -117,15 +117,43 @@ void drop_read(fuse_req_t req, struct handle *handle, size_t size, off_t offset)
     image_read(req, handle, size, offset);
 }
 
+/* A place in the queue for the job that a file of this name will be. */
+static int place_hold(struct daemon *daemon, struct queue_hold *hold, const char *name, uid_t uid)
+{
+    struct error err = {0};
+    int code = drop_name_is_prompt(name) ? queue_hold_places(daemon->queue, hold, 1, &err) : 0;
+
+    if (code != 0) {
+        events_add_error_of(&daemon->events, uid, "prompts: a file was refused", "prompts/%s: %s",
+                            name, err.text);
+    }
+    return code;
+}
+
+/* What will be needed at the close: room on the disk, and a place from the first write on. */
+static int room_hold(struct daemon *daemon, struct handle *handle, off_t end)
+{
+    size_t bytes = end < PROMPT_MAX_BYTES ? (size_t)end : PROMPT_MAX_BYTES;
+    char name[256];
+    bool placed;
+    int code = 0;
+
+    pthread_mutex_lock(&daemon->tree.lock);
+    placed = handle->placed;
+    pthread_mutex_unlock(&daemon->tree.lock);
+    if (!placed && drop_name_of(&daemon->drop, handle->fd, name)) {
+        code = place_hold(daemon, &handle->hold, name, handle->opener.uid);
+    }
+    return code == 0
+               ? queue_hold_bytes(daemon->queue, &handle->hold, queue_push_bytes(1, bytes), NULL)
+               : code;
+}
+
 void drop_write(fuse_req_t req, struct handle *handle, const char *bytes, size_t size, off_t offset)
 {
     struct daemon *daemon = daemon_of(req);
-    off_t end = offset + (off_t)size;
-    struct error err;
     ssize_t written;
-    int code = queue_hold_bytes(
-        daemon->queue, &handle->hold,
-        queue_push_bytes(1, end < PROMPT_MAX_BYTES ? (size_t)end : PROMPT_MAX_BYTES), &err);
+    int code = room_hold(daemon, handle, offset + (off_t)size);
 
     if (code != 0) {
         fuse_reply_err(req, -code);
@@ -139,7 +167,7 @@ void drop_write(fuse_req_t req, struct handle *handle, const char *bytes, size_t
         return;
     }
     pthread_mutex_lock(&daemon->tree.lock);
-    handle->dirty = true;
+    handle->dirty = handle->placed = true;
     pthread_mutex_unlock(&daemon->tree.lock);
     fuse_reply_write(req, (size_t)written);
 }
@@ -179,7 +207,8 @@ static bool made_already(struct daemon *daemon, const char *name, uint64_t diges
 }
 
 /* Submits what the open file holds under its name. An empty file is no prompt yet. */
-static int file_submit(struct daemon *daemon, const char *name, int fd, const struct viewer *writer)
+static int file_submit(struct daemon *daemon, const char *name, int fd, const struct viewer *writer,
+                       struct queue_hold *hold)
 {
     struct text content = {0};
     struct submission submission;
@@ -204,13 +233,13 @@ static int file_submit(struct daemon *daemon, const char *name, int fd, const st
                             "prompts/%s: %s: not painted; save it again", name, strerror(-code));
     } else if (content.length > 0 && strspn(content.bytes, " \t\r\n") < content.length &&
                !made_already(daemon, name, submission.source_digest)) {
-        code = submission_accept(daemon, &submission, NULL, ids, &count, &err);
+        code = submission_accept(daemon, &submission, hold, ids, &count, &err);
     }
     content_finish(&content);
     return code;
 }
 
-static int handle_submit(struct daemon *daemon, struct handle *handle)
+static int handle_submit(struct daemon *daemon, struct handle *handle, struct queue_hold *hold)
 {
     char name[256];
     bool dirty;
@@ -218,14 +247,14 @@ static int handle_submit(struct daemon *daemon, struct handle *handle)
 
     pthread_mutex_lock(&daemon->tree.lock);
     dirty = handle->dirty;
-    handle->dirty = false;
+    handle->dirty = handle->placed = false;
     pthread_mutex_unlock(&daemon->tree.lock);
     if (!dirty || !drop_name_of(&daemon->drop, handle->fd, name) || !drop_name_is_prompt(name)) {
         return 0;
     }
     fd = openat(daemon->drop.folder_fd, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
     if (fd >= 0) {
-        code = file_submit(daemon, name, fd, &handle->opener);
+        code = file_submit(daemon, name, fd, &handle->opener, hold);
         close(fd);
     }
     return code;
@@ -233,9 +262,12 @@ static int handle_submit(struct daemon *daemon, struct handle *handle)
 
 int drop_commit(struct daemon *daemon, struct handle *handle)
 {
-    int code = handle_submit(daemon, handle);
+    struct queue_hold hold;
+    int code;
 
-    queue_hold_nothing(daemon->queue, &handle->hold);
+    queue_hold_move(daemon->queue, &handle->hold, &hold);
+    code = handle_submit(daemon, handle, &hold);
+    queue_hold_nothing(daemon->queue, &hold);
     return code;
 }
 
@@ -255,19 +287,21 @@ void drop_rename(fuse_req_t req, const char *name, const char *new_name, unsigne
     struct daemon *daemon = daemon_of(req);
     struct viewer writer = viewer_of(req);
     int folder = daemon->drop.folder_fd, fd;
+    struct queue_hold hold = {0};
+    int code = place_hold(daemon, &hold, new_name, writer.uid);
 
-    if (renameat2(folder, name, folder, new_name, flags) != 0) {
-        fuse_reply_err(req, errno);
-        return;
+    if (code == 0 && renameat2(folder, name, folder, new_name, flags) != 0) {
+        code = -errno;
     }
-    if (drop_name_is_prompt(new_name)) {
+    if (code == 0 && drop_name_is_prompt(new_name)) {
         fd = openat(folder, new_name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
         if (fd >= 0) {
-            file_submit(daemon, new_name, fd, &writer);
+            file_submit(daemon, new_name, fd, &writer, &hold);
             close(fd);
         }
     }
-    fuse_reply_err(req, 0);
+    queue_hold_nothing(daemon->queue, &hold);
+    fuse_reply_err(req, -code);
 }
 
 /* ---- Attributes. ---- */

@@ -273,5 +273,54 @@ class Prompts(MountTest):
                          "--ioengine=psync --time_based=0 --loops=2", check=True)
 
 
+class FullQueue(MountTest):
+    """Shells say nothing when close() fails: write() and rename() tell that there is no place."""
+    options = ("--queue-limit=2",)
+
+    def setUp(self):
+        super().setUp()
+        self.mount.write("1\n", "control", "pause")
+        self.mount.prompt("first\n")
+
+    def put(self, name, text="fox"):
+        return self.mount.shell(f"echo {text} > mnt/prompts/{name}").returncode
+
+    def test_write(self):
+        self.assertEqual(self.put("a.txt"), 0)
+        self.assertNotEqual(self.put("b.txt"), 0)
+        self.assertIn("prompts/b.txt: the queue is full", self.mount.read("status", "error"))
+        self.assertEqual(self.put(".b.txt.swp"), 0)
+        self.assertEqual(self.mount.prompts(), ["first", "fox"])
+        self.mount.write("cancel\n", "jobs", "1", "ctl")
+        self.assertEqual(self.put("b.txt"), 0)
+        self.assertEqual(self.mount.prompts(), ["first", "fox", "fox"])
+
+    def test_place_is_kept(self):
+        with open(self.mount.at("prompts", "a.txt"), "w") as file:
+            file.write("fox")
+            file.flush()
+            self.assertNotEqual(self.put("b.txt"), 0)
+            with self.assertRaises(BlockingIOError):
+                self.mount.write("fox\n", "new")
+            file.write(" and hare")
+        self.assertEqual(self.mount.prompts(), ["first", "fox and hare"])
+
+    def test_rename(self):
+        self.assertEqual(self.put(".hidden"), 0)
+        self.assertEqual(self.put("a.txt"), 0)
+        with self.assertRaises(BlockingIOError):
+            os.rename(self.mount.at("prompts", ".hidden"), self.mount.at("prompts", "b.txt"))
+        self.assertEqual(sorted(os.listdir(self.mount.at("prompts"))), [".hidden", "a.txt"])
+        self.mount.write("cancel\n", "jobs", "1", "ctl")
+        os.rename(self.mount.at("prompts", ".hidden"), self.mount.at("prompts", "b.txt"))
+        self.assertEqual(self.mount.prompts(), ["first", "fox", "fox"])
+
+    def test_nothing_is_held_by_what_is_no_prompt(self):
+        for i in range(5):
+            with open(self.mount.at("prompts", "empty.txt"), "w") as file:
+                file.write(" ")
+        self.assertEqual(self.put("a.txt"), 0)
+
+
 if __name__ == "__main__":
     run()
