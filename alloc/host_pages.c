@@ -7,8 +7,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <sys/sysinfo.h>
 #include <unistd.h>
+
+#include "alloc/host_memory.h"
 
 enum { LEAST_GRANULE = 64 << 10, MOST_GRANULE = 1 << 30, USUAL_MAPPINGS = 65530 };
 
@@ -148,34 +149,13 @@ static int host_fence_wait(struct page_source *source, page_fence fence)
     return 0;
 }
 
-/* What could be had without swapping: page cache counts, for it yields. 0: unknown. */
-static uint64_t available_bytes(void)
-{
-    FILE *file = fopen("/proc/meminfo", "re");
-    unsigned long long kib = 0;
-    char line[128];
-
-    while (file && fgets(line, sizeof line, file))
-        if (sscanf(line, "MemAvailable: %llu", &kib) == 1)
-            break;
-    if (file)
-        fclose(file);
-    return kib * 1024;
-}
-
-static int host_memory(struct page_source *source, uint64_t *free_bytes, uint64_t *total_bytes)
+static int host_memory_left(struct page_source *source, uint64_t *free_bytes, uint64_t *total_bytes)
 {
     const struct host_pages *host = host_of(source);
-    struct sysinfo info;
     uint64_t left = (host->limit_pages - host->live_pages) * source->granule_bytes;
-    uint64_t machine_free = available_bytes();
+    uint64_t available = host_memory().available_bytes;
 
-    if (machine_free == 0) {
-        if (sysinfo(&info) != 0)
-            return -errno;
-        machine_free = ((uint64_t)info.freeram + info.bufferram) * info.mem_unit;
-    }
-    *free_bytes = left < machine_free ? left : machine_free;
+    *free_bytes = left < available ? left : available;
     *total_bytes = host->limit_pages * source->granule_bytes;
     return 0;
 }
@@ -200,7 +180,7 @@ static const struct page_source_ops host_ops = {
     .fence_record = host_fence_record,
     .fence_query = host_fence_query,
     .fence_wait = host_fence_wait,
-    .memory = host_memory,
+    .memory = host_memory_left,
     .destroy = host_destroy,
 };
 
@@ -209,14 +189,13 @@ uint64_t host_pages_granule(uint64_t bytes)
     FILE *file = fopen("/proc/sys/vm/max_map_count", "re");
     uint64_t granule = LEAST_GRANULE, mappings = USUAL_MAPPINGS;
     unsigned long long number;
-    struct sysinfo info;
 
     if (file && fscanf(file, "%llu", &number) == 1 && number > 0)
         mappings = number;
     if (file)
         fclose(file);
-    if (bytes == 0 && sysinfo(&info) == 0)
-        bytes = (uint64_t)info.totalram * info.mem_unit;
+    if (bytes == 0)
+        bytes = host_memory().total_bytes;
     /* The rest of the process has mappings too. */
     while (granule < MOST_GRANULE && bytes / granule > mappings / 4 * 3)
         granule *= 2;
@@ -229,17 +208,14 @@ int host_pages_create(struct page_source **source, const struct host_pages_optio
     uint64_t limit = options ? options->limit_bytes : 0;
     uint64_t system_page = (uint64_t)sysconf(_SC_PAGESIZE);
     struct host_pages *host;
-    struct sysinfo info;
     int code;
 
     if (granule == 0)
         granule = HOST_PAGE_BYTES;
     if ((granule & (granule - 1)) != 0 || granule < system_page || granule > UINT64_C(1) << 40)
         return -EINVAL;
-    if (sysinfo(&info) != 0)
-        return -errno;
     if (limit == 0)
-        limit = (uint64_t)info.totalram * info.mem_unit;
+        limit = host_memory().total_bytes;
     if (limit < granule)
         return -EINVAL;
     host = calloc(1, sizeof *host);

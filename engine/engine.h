@@ -160,6 +160,10 @@ struct engine_memory {
 /* Any thread: how things stand now. */
 void engine_memory(struct engine *engine, struct engine_memory *memory);
 
+/* Any thread: the host's memory, or what the lowest limit of our control groups leaves of it, and
+ * how much of it could be had. */
+void engine_host_memory(uint64_t *total_bytes, uint64_t *available_bytes);
+
 struct memory_run {
     uint64_t offset_bytes, bytes;
     bool used;

@@ -213,6 +213,7 @@ static void device_render(struct status *status, const struct board_state *state
 {
     const struct board_device *device = &state->device;
     struct engine_memory memory;
+    uint64_t total, available;
 
     if (device->model[0] == '\0') {
         return;
@@ -227,6 +228,9 @@ static void device_render(struct status *status, const struct board_state *state
     text_print(text, "default_steps %d\nlongest_prompt %d tokens\n", device->default_steps,
                device->max_tokens);
     worker_memory(status->worker, &memory);
+    engine_host_memory(&total, &available);
+    size_line(text, "host_memory", total);
+    size_line(text, "host_memory_available", available);
     size_line(text, "pinned_host_memory", memory.pinned_bytes);
     if (device->warning[0] != '\0') {
         text_print(text, "warning %s\n", device->warning);

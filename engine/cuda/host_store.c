@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "alloc/host_memory.h"
 #include "engine/cuda/weights.h"
 
 enum {
@@ -273,19 +274,9 @@ void host_store_destroy(struct host_store *store)
 
 uint64_t host_memory_spare(void)
 {
-    FILE *file = fopen("/proc/meminfo", "re");
-    unsigned long long kib, total = 0, available = 0;
-    uint64_t reserve;
-    char line[128];
+    struct host_memory memory = host_memory();
+    uint64_t reserve = memory.total_bytes / 4;
 
-    while (file != NULL && fgets(line, sizeof line, file) != NULL) {
-        if (sscanf(line, "MemTotal: %llu", &kib) == 1)
-            total = kib * 1024;
-        else if (sscanf(line, "MemAvailable: %llu", &kib) == 1)
-            available = kib * 1024;
-    }
-    if (file != NULL)
-        fclose(file);
-    reserve = total / 4 > HOST_SPARE_LEAST ? total / 4 : HOST_SPARE_LEAST;
-    return available > reserve ? available - reserve : 0;
+    reserve = reserve > HOST_SPARE_LEAST ? reserve : HOST_SPARE_LEAST;
+    return memory.available_bytes > reserve ? memory.available_bytes - reserve : 0;
 }

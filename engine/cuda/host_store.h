@@ -60,8 +60,8 @@ uint64_t host_store_bytes(const struct host_store *store);
 /* Waits until nothing that is wanted could still be pinned (for tests). */
 void host_store_settle(struct host_store *store);
 
-/* What this machine can spare: of the memory that could be had without swapping, all but a quarter
- * of the whole and 2 GiB; 0 where that can't be read. */
+/* What this machine, or its part that is ours, can spare: of the memory that could be had without
+ * swapping, all but a quarter of the whole and 2 GiB; 0 where that can't be read. */
 uint64_t host_memory_spare(void);
 
 #endif

@@ -18,7 +18,8 @@ RULES = [
     ("alloc/", ["alloc/"]),
     ("engine/model/", MODEL),
     ("engine/cpu/", BACKEND + ["engine/cpu/", "alloc/host_pages.h"]),
-    ("engine/cuda/", BACKEND + ["engine/cuda/", "engine/card.h", "engine/module.h"]),
+    ("engine/cuda/", BACKEND + ["engine/cuda/", "engine/card.h", "engine/module.h",
+                               "alloc/host_memory.h"]),
     ("engine/", ["alloc/", "engine/"]),
     ("fs/", ["fs/", "engine/engine.h", "engine/error.h"]),
 ]
