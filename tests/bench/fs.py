@@ -7,6 +7,7 @@ usage: fs.py [PART...]    with FLUXFS=…/fluxfs-fake and FUSE_FLOOR=…/fuse_fl
                           MODEL=folder also the cost of readers to the CPU engine. Without PARTs: all.
        fs.py gpu          with FLUXFS=…/fluxfs, MODULES=folder, MODEL and STEPS: their cost to a GPU's"""
 
+import faulthandler
 import multiprocessing
 import os
 import select
@@ -355,9 +356,12 @@ def cost():
 
 def gpu():
     """A kernel of its own (gVisor) may take longer for each read: more processes make the rate."""
+    begin = time.monotonic()
+    faulthandler.dump_traceback_later(90)
     cost_of_readers("on the GPU", Mount("--model=" + os.environ["MODEL"], "--backend=cuda",
                                         "--module-dir=" + os.environ["MODULES"]),
-                    f"a red fox --steps {os.environ['STEPS']} --seed 1\n", "1 %", processes=5)
+                    f"a red fox --steps {os.environ['STEPS']} --seed 1\n", "1 %", rounds=5, processes=5)
+    print(f"{time.monotonic() - begin:.0f} s in all")
 
 
 PARTS = {"latency": latencies, "prompts": durable_prompts, "images": images, "poll": poll_wake, "cost": cost}
