@@ -292,8 +292,10 @@ def failures(pipeline, options, limit, most):
         failed = False
         try:
             paint(pipeline, options, *size)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:  # cuDNN finds "no engine" where it finds no memory
             failed = True
+            if not isinstance(error, torch.OutOfMemoryError):
+                print(f"{size}: {str(error).splitlines()[0]}", file=sys.stderr)
         if failed:
             offload(pipeline)
             count += 1
