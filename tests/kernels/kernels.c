@@ -152,6 +152,7 @@ int main(int argc, char **argv)
                 argv[0]);
         return EXIT_FAILURE;
     }
+    setvbuf(stdout, NULL, _IOLBF, 0);
     if (options.time || strcmp(options.backend, "cpu") != 0)
         return run(&options, strncmp(options.backend, "cpu", 3) == 0 ? 2 : 0);
     result = run(&options, 1);

@@ -246,9 +246,24 @@ static struct operand *operand_add(struct rig *rig, enum dtype dtype, int64_t ro
     operand->view = tensor_cols(tensor_rows(operand->whole, above, rows), left, cols);
     all = operand->whole.rows * operand->whole.cols;
     operand->host = checked(malloc((size_t)all * host_bytes(dtype)));
-    for (int64_t i = 0; i < all; i++)
+    for (int64_t i = 0; !rig->tight && i < all; i++)
         element_set(operand, i, GUARD);
     return operand;
+}
+
+/* How many of so many values differ: those of operands that are only timed repeat. */
+static int64_t different(const struct rig *rig, int64_t count)
+{
+    const int64_t most = 1 << 16;
+
+    return rig->tight && count > most ? most : count;
+}
+
+/* Fills `all` bytes with the first so many. */
+static void repeat(void *memory, size_t first, size_t all)
+{
+    for (size_t at = first; at < all; at += first)
+        memcpy((char *)memory + at, memory, at + first < all ? first : all - at);
 }
 
 static double uniform(struct rig *rig, double centre, double spread)
@@ -260,10 +275,13 @@ struct operand *rig_input(struct rig *rig, enum dtype dtype, int64_t rows, int64
                           double centre, double spread)
 {
     struct operand *operand = operand_add(rig, dtype, rows, cols, 2);
+    int64_t count = different(rig, rows * cols);
 
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < cols; j++)
-            element_set(operand, index_of(operand, i, j), uniform(rig, centre, spread));
+    for (int64_t i = 0; i < count; i++)
+        element_set(operand, index_of(operand, i / cols, i % cols), uniform(rig, centre, spread));
+    if (count < rows * cols)
+        repeat(operand->host, (size_t)count * host_bytes(dtype),
+               (size_t)(rows * cols) * host_bytes(dtype));
     upload(rig, operand);
     return operand;
 }
@@ -344,10 +362,14 @@ struct operand *rig_weight(struct rig *rig, int64_t rows, int64_t cols, double s
 {
     struct operand *operand = rig_weight_memory(rig, rows, cols);
     float *source = checked(malloc((size_t)(rows * cols) * sizeof *source + 1));
+    int64_t count = different(rig, rows * cols);
 
     operand->values = grid_create(rows, cols);
-    for (int64_t i = 0; i < rows * cols; i++)
+    for (int64_t i = 0; i < count; i++)
         operand->values.at[i] = rounded(uniform(rig, 0, spread), rig->backend->weight);
+    if (count < rows * cols)
+        repeat(operand->values.at, (size_t)count * sizeof(double),
+               (size_t)(rows * cols) * sizeof(double));
     copy_parts(rig, operand, source);
     rig->backend->ops->download(rig->backend, operand->host, operand->whole);
     operand->view.rows = rows;
