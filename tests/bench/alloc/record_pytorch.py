@@ -13,12 +13,12 @@ device whatever their number. OUT is a trace as alloc/trace.h describes it, stre
 stream 1 copying, a mark after each image.
 
 On a GPU two processes run side by side, one for each policy of PyTorch's allocator (default and
-expandable segments). The first records with torch.cuda.memory._record_memory_history, libraries'
-workspaces included. Both report what PyTorch says of itself: peaks requested and reserved,
-fragmentation after images, and with --least how many images fail when the limit
-(set_per_process_memory_fraction) is 110 % of the peak requested, and the least under which none
-does, to 16 MiB. The figures are printed and stand at the head of OUT,
-which is written anew with each, so that a run cut short leaves what it has found.
+expandable segments). Both record with torch.cuda.memory._record_memory_history, libraries'
+workspaces included; OUT is what the first one did. Both report what PyTorch says of itself: peaks
+requested and reserved, fragmentation after images, and with --least how many images fail when the
+limit (set_per_process_memory_fraction) is 110 % of the peak requested, and the least under which
+none does, to 16 MiB. The figures are printed and stand at the head of OUT, which is written anew
+with each, so that a run cut short leaves what it has found.
 
 With --fake no GPU is needed and nothing is computed: the same pipeline and the same offload hooks
 run on FakeTensors of a device that is not there, and each storage is noted when it is made and when
@@ -251,22 +251,34 @@ def fragmentation():
     return 1 - max(free) / sum(free) if free else 0.0
 
 
-def read_history(options):
-    """The trace's lines, from PyTorch's own record; what lived before it is left out."""
+def read_history(options, reserved):
+    """The trace's lines, from PyTorch's own record, and the mean of 1 - requested / reserved over
+    its events; so many bytes were reserved before it. What lived then is left out."""
     import torch
     lines, live, streams, images, count = [], {}, {}, enumerate(sizes(options)), 0
+    requested, ratios = 0, []
     for entry in torch.cuda.memory._snapshot()["device_traces"][0]:
-        if entry["action"] == "alloc" and entry["size"] == MARK_BYTES:
-            i, size = next(images)
-            lines.append(mark_line(i, *size))
-        elif entry["action"] == "alloc":
+        action, size = entry["action"], entry["size"]
+        if action in ("segment_alloc", "segment_map"):
+            reserved += size
+        elif action in ("segment_free", "segment_unmap"):
+            reserved -= size
+        elif action == "alloc" and size == MARK_BYTES:
+            i, picture = next(images)
+            lines.append(mark_line(i, *picture))
+        elif action == "alloc":
             stream = streams.setdefault(entry["stream"], len(streams))
-            live[entry["addr"]] = count
-            lines.append(f"a {count} {entry['size']} {stream}")
+            live[entry["addr"]] = count, size
+            lines.append(f"a {count} {size} {stream}")
             count += 1
-        elif entry["action"] == "free_requested" and entry["addr"] in live:
-            lines.append(f"f {live.pop(entry['addr'])}")
-    return lines
+            requested += size
+            ratios.append(requested / max(reserved, 1))
+        elif action == "free_requested" and entry["addr"] in live:
+            number, size = live.pop(entry["addr"])
+            lines.append(f"f {number}")
+            requested -= size
+            ratios.append(requested / max(reserved, 1))
+    return lines, 1 - sum(ratios) / len(ratios)
 
 
 def offload(pipeline):
@@ -341,17 +353,17 @@ def run_child(options):
         fragments.append(fragmentation())
 
     with torch.no_grad():
-        if options.child != "-":
-            torch.cuda.memory._record_memory_history("all", context=None, max_entries=1 << 24)
+        reserved = torch.cuda.memory_reserved()
+        torch.cuda.memory._record_memory_history("all", context=None, max_entries=1 << 24)
         paint_all(pipeline, options, after_image)
         stats = torch.cuda.memory_stats()
+        lines, mean_r = read_history(options, reserved)
+        torch.cuda.memory._record_memory_history(None)
         if options.child != "-":
-            lines = read_history(options)
-            torch.cuda.memory._record_memory_history(None)
             pathlib.Path(options.child).write_text("\n".join(lines) + "\n")
         figures = {key: stats[f"{key}_bytes.all.peak"]
                    for key in ("requested", "allocated", "reserved")}
-        figures |= {"end": fragments[-1], "worst": max(fragments),
+        figures |= {"r": mean_r, "end": fragments[-1], "worst": max(fragments),
                     "device": torch.cuda.get_device_name()}
         tell(figures)
         if options.least:
@@ -375,7 +387,8 @@ def describe_policy(policy, figures):
     requested = figures["requested"]
     line = (f"{policy}: peak requested {requested / MIB:.0f} MiB, allocated "
             f"{figures['allocated'] / MIB:.0f}, reserved {figures['reserved'] / MIB:.0f}, U "
-            f"{100 * (1 - requested / figures['reserved']):.1f} %, fragmentation "
+            f"{100 * (1 - requested / figures['reserved']):.1f} %, R {100 * figures['r']:.1f} %, "
+            f"fragmentation "
             f"{100 * figures['end']:.1f} % at the end, {100 * figures['worst']:.1f} % at worst")
     if "least" in figures:
         low, high = figures["least"]
