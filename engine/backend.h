@@ -167,7 +167,8 @@ struct backend_ops {
     uint32_t size; /* of this struct */
 
     void (*destroy)(struct backend *backend);
-    /* Waits for all streams; the first error since the last sync. */
+    /* Waits for the compute stream, and so for copies that it waits for; the first error since the
+     * last sync. */
     int (*sync)(struct backend *backend, struct error *err);
 
     /* ---- moving data ---- */

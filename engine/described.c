@@ -155,14 +155,11 @@ static void destroy(struct backend *backend)
     free(backend);
 }
 
-static void wait_all(struct described *d)
+static int sync_compute(struct backend *backend, struct error *err)
 {
-    d->host = later(d->host, later(d->now[STREAM_COMPUTE], d->now[STREAM_COPY]));
-}
+    struct described *d = described_of(backend);
 
-static int sync_all(struct backend *backend, struct error *err)
-{
-    wait_all(described_of(backend));
+    d->host = later(d->host, d->now[STREAM_COMPUTE]);
     return 0;
 }
 
@@ -344,7 +341,7 @@ static const struct backend_ops described_ops = {
     .abi = BACKEND_ABI,
     .size = sizeof(struct backend_ops),
     .destroy = destroy,
-    .sync = sync_all,
+    .sync = sync_compute,
     .upload = upload,
     .download = download,
     .copy_weights = copy_weights,

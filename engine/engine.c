@@ -317,6 +317,8 @@ int engine_open(struct engine **out, const struct engine_options *options, struc
 
 void engine_close(struct engine *engine)
 {
+    struct error ignored;
+
     if (engine == NULL)
         return;
     while (engine->images != NULL)
@@ -327,6 +329,8 @@ void engine_close(struct engine *engine)
     if (engine->arena != NULL)
         pass_close(engine);
     offload_finish(&engine->offload);
+    if (engine->arena != NULL)
+        (void)engine->backend->ops->sync(engine->backend, &ignored);
     arena_destroy(engine->arena);
     trace_writer_close(engine->trace);
     clip_finish(&engine->clip);

@@ -215,6 +215,7 @@ static double seconds_of(struct trial *t, enum backend_stream stream, void (*run
         for (int i = 0; i < runs; i++)
             run(t);
         to = ops->mark(t->backend, stream);
+        ops->copy_wait(t->backend, ops->copy_ticket(t->backend));
         if (ops->sync(t->backend, err) != 0)
             return 0;
         seconds = ops->mark_seconds(t->backend, from, to);

@@ -166,7 +166,6 @@ void timeline_settle(struct timeline *t)
 {
     while (t->first < t->next)
         settle_oldest(t);
-    copies_settle(t, UINT64_MAX);
 }
 
 void timeline_drop(struct timeline *t)

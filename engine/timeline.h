@@ -87,7 +87,7 @@ double timeline_compute_s(const struct timeline *timeline, const char *kind);
 
 /* Ends the last block. */
 void timeline_end(struct timeline *timeline);
-/* Settles all, when the device is known to be at rest. */
+/* Settles all blocks, and the copies that they waited for. */
 void timeline_settle(struct timeline *timeline);
 /* Forgets what is not settled, e.g. after an error. */
 void timeline_drop(struct timeline *timeline);

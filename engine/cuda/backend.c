@@ -39,8 +39,6 @@ static int cuda_sync(struct backend *backend, struct error *err)
     struct cuda_backend *cuda = cuda_of(backend);
     struct error first;
 
-    staging_wait_issued(cuda->staging, staging_ticket(cuda->staging));
-    cuda_check(cuda, cudaStreamSynchronize(cuda->copy), "copying weights");
     cuda_check(cuda, cudaStreamSynchronize(cuda->compute), "computing");
     pthread_mutex_lock(&cuda->lock);
     first = cuda->error;

@@ -292,6 +292,7 @@ static void time_weights(struct rig *rig)
         double start = seconds_now(), spent;
 
         rig->backend->ops->copy_weights(rig->backend, &copy, 1);
+        rig->backend->ops->copy_wait(rig->backend, rig->backend->ops->copy_ticket(rig->backend));
         rig->backend->ops->sync(rig->backend, &err);
         spent = seconds_now() - start;
         best = spent < best ? spent : best;

@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "engine/card.h"
 #include "engine/engine.h"
 #include "tests/test.h"
 
@@ -154,7 +155,7 @@ static void look(void *owner, struct image *image, const struct image_progress *
 
 static void test_budget_with_context(void)
 {
-    const uint64_t context = (uint64_t)(200 + 64) << 20; /* and what code is set aside */
+    const uint64_t context = ((uint64_t)200 << 20) + CUDA_CODE_BYTES;
     const struct image_request request = {.prompt = "a small blue star",
                                           .width_px = 48,
                                           .height_px = 32,
