@@ -10,6 +10,8 @@
 
 /* ---- fused ---- */
 
+enum { BLOCK_RESERVE = 1024 }; /* shared memory that the device takes for itself, a block */
+
 static bool is_aligned(const struct attention *args)
 {
     const struct tensor *tensors[] = {&args->y, &args->q, &args->k, &args->v};
@@ -26,15 +28,37 @@ static bool is_plain(const struct attention *args)
 }
 
 template <class L>
-static void attention_fused(struct cuda_backend *cuda, const struct attention *args)
+static void fused_queue(struct cuda_backend *cuda, const struct attention *args,
+                        void (*kernel)(struct attention args, int size))
 {
     dim3 grid(blocks_for(args->q.rows, L::QUERIES), (unsigned)args->heads);
 
-    launch_with_memory(cuda, "attention", grid, L::THREADS, L::BYTES,
-                       is_plain(args)     ? attention_kernel<L, true, true>
-                       : is_aligned(args) ? attention_kernel<L, true, false>
-                                          : attention_kernel<L, false, false>,
-                       *args, (int)(args->q.cols / args->heads));
+    launch_with_memory(cuda, "attention", grid, L::THREADS, L::BYTES, kernel, *args,
+                       (int)(args->q.cols / args->heads));
+}
+
+template <class L>
+static void attention_fused(struct cuda_backend *cuda, const struct attention *args)
+{
+    fused_queue<L>(cuda, args,
+                   is_plain(args)     ? attention_kernel<L, true, true>
+                   : is_aligned(args) ? attention_kernel<L, true, false>
+                                      : attention_kernel<L, false, false>);
+}
+
+/* Heads of 65 to 128. */
+static void attention_of_128(struct cuda_backend *cuda, const struct attention *args)
+{
+    typedef layout<128, 2, 32, 4, 2, 2> narrow;
+    typedef layout<128, 2, 64, 4, 2, 2> roomy;
+    bool room = cuda->shared_bytes >= roomy::BLOCKS * (roomy::BYTES + BLOCK_RESERVE);
+
+    if (cuda->capability == 90 && is_plain(args) && attention_hopper(cuda, args))
+        return;
+    if (room && is_plain(args))
+        fused_queue<roomy>(cuda, args, attention_kernel<roomy, true, true>);
+    else
+        attention_fused<narrow>(cuda, args);
 }
 
 /* ---- by matrix products ---- */
@@ -144,7 +168,7 @@ extern "C" void cuda_attention(struct backend *backend, const struct attention *
     if (size <= 64)
         attention_fused<layout<64, 2, 32, 4, 2, 2>>(cuda, args);
     else if (size <= 128)
-        attention_fused<layout<128, 2, 32, 4, 2, 2>>(cuda, args);
+        attention_of_128(cuda, args);
     else
         attention_by_products(cuda, args);
 }

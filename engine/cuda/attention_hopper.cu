@@ -5,6 +5,8 @@
  * weights of one tile are computed while the matrix units are busy with the values of the one
  * before.
  */
+#include <climits>
+
 #include "engine/cuda/attention_fused.cuh"
 #include "engine/cuda/hopper.cuh"
 
@@ -278,5 +280,5 @@ static bool attention_queue(struct cuda_backend *cuda, const struct attention *a
 
 extern "C" bool attention_hopper(struct cuda_backend *cuda, const struct attention *args)
 {
-    return attention_queue<true>(cuda, args, cuda->multiprocessors);
+    return attention_queue<false>(cuda, args, INT_MAX);
 }

@@ -187,6 +187,7 @@ static int device_open(struct cuda_backend *cuda, struct error *err)
                          device.name, device.major, device.minor);
     cuda->capability = 10 * device.major + device.minor;
     cuda->multiprocessors = device.multiProcessorCount;
+    cuda->shared_bytes = (int)device.sharedMemPerMultiprocessor;
     snprintf(cuda->base.device_name, sizeof cuda->base.device_name, "%.80s, %.1f GiB", device.name,
              (double)device.totalGlobalMem / (double)(1 << 30));
     if (context_open(&cuda->context, &cuda->driver, err) != 0)

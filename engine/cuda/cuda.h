@@ -37,8 +37,8 @@ enum { CUDA_TICKETS = 64 };
 struct cuda_backend {
     struct backend base;
     struct driver driver;
-    int capability; /* 90: 9.0 */
-    int multiprocessors;
+    int capability;                    /* 90: 9.0 */
+    int multiprocessors, shared_bytes; /* of each */
     struct cuda_context context;
     uint64_t free_before; /* of the growth that is being measured, or 0 */
     cudaStream_t compute, copy;

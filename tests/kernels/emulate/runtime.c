@@ -418,6 +418,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *device, int number)
     device->major = (int)capability / 10;
     device->minor = (int)capability % 10;
     device->multiProcessorCount = 4;
+    device->sharedMemPerMultiprocessor = (device->minor == 0 ? 228 : 100) << 10;
     return cudaSuccess;
 }
 
