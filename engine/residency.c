@@ -185,6 +185,8 @@ int residency_plan(const struct residency_case *c, bool *resident, struct reside
 
         for (size_t i = 0; i < sizeof rings / sizeof *rings; i++)
             try_densities(c, (struct choice){longest, rings[i], 0}, resident, &best);
+        if (longest == 0 && best.period < INFINITY)
+            break; /* all stay, which nothing is faster than */
         longest = next_longest(c, longest);
     } while (longest > 0);
     if (best.period == INFINITY)
