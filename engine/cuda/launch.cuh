@@ -19,21 +19,30 @@ template <typename T> __device__ inline T *block_memory()
     return (T *)block_bytes;
 }
 
+/* Lets a block have more than 48 KB, and a multiprocessor as many blocks as it has room for. */
+static inline cudaError_t memory_ask(const void *kernel, size_t bytes)
+{
+    cudaError_t code =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+
+    return code != cudaSuccess
+               ? code
+               : cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                      cudaSharedmemCarveoutMaxShared);
+}
+
 /* Queues a kernel on a stream, each block with `bytes` of memory. */
 template <typename... P, typename... A>
 static cudaError_t kernel_queue(cudaStream_t stream, dim3 grid, dim3 block, size_t bytes,
                                 void (*kernel)(P...), A... args)
 {
+    cudaError_t code = bytes > 0 ? memory_ask((const void *)kernel, bytes) : cudaSuccess;
     cudaLaunchConfig_t config = {};
-    cudaError_t code = cudaSuccess;
 
     config.gridDim = grid;
     config.blockDim = block;
     config.dynamicSmemBytes = bytes;
     config.stream = stream;
-    if (bytes > 48 << 10) /* more must be asked for */
-        code = cudaFuncSetAttribute((const void *)kernel,
-                                    cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     return code != cudaSuccess ? code : cudaLaunchKernelEx(&config, kernel, args...);
 }
 
