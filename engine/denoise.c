@@ -397,7 +397,9 @@ int denoise_round(struct engine *engine, struct error *err)
     report(&round, 0, engine->transformer.step.count, "Euler step");
     if (pass_sync(engine, err) != 0)
         return err->code;
-    if (!all_skipped(&round))
+    if (!all_skipped(&round)) {
+        engine->lanes = round.count;
         engine->lane_s = (engine->timeline.sums.compute_s - before) / (double)round.count;
+    }
     return 0;
 }

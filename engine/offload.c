@@ -2,6 +2,7 @@
 #include "engine/offload.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -65,6 +66,8 @@ void offload_finish(struct offload *offload)
 {
     if (offload->arena != NULL)
         offload_drop(offload);
+    for (size_t l = 0; l < offload->list_count; l++)
+        free(offload->plans[l].resident);
     free(offload->resident);
     free(offload->bytes);
     *offload = (struct offload){0};
@@ -226,17 +229,41 @@ int offload_measure(struct block_list *list, uint64_t page_bytes)
     return result;
 }
 
-static int plan(const struct offload *offload, struct list_case *of, bool *resident, uint64_t room,
-                struct residency *plan)
+static int plan(const struct offload *offload, struct list_case *of, size_t l, bool *resident,
+                uint64_t room, struct residency *plan)
 {
+    const struct residency_before before = {offload->plans[l].resident,
+                                            offload->plans[l].ring_bytes};
     uint64_t lost = hold_together(of, offload->arena);
 
     of->c.room = room > lost ? room - lost : 0;
-    if (residency_plan(&of->c, resident, plan) == 0)
+    if (residency_replan(&of->c, &before, resident, plan) == 0)
         return 0;
     hold_apart(of);
     of->c.room = room;
-    return residency_plan(&of->c, resident, plan);
+    return residency_replan(&of->c, &before, resident, plan);
+}
+
+static size_t list_number(const struct offload *offload, const struct block_list *list)
+{
+    size_t l = 0;
+
+    while (offload->lists[l] != list)
+        l++;
+    return l;
+}
+
+static int remember(struct offload *offload, size_t l, uint64_t ring_bytes)
+{
+    size_t count = offload->lists[l]->count;
+    bool *resident = realloc(offload->plans[l].resident, count + 1);
+
+    if (resident == NULL)
+        return -ENOMEM;
+    memcpy(resident, offload->resident, count);
+    offload->plans[l].resident = resident;
+    offload->plans[l].ring_bytes = ring_bytes;
+    return 0;
 }
 
 static int grow(struct offload *offload, size_t count)
@@ -272,6 +299,7 @@ static bool case_measure(const struct offload *offload, struct list_case *of,
 static int plan_list(struct offload *offload, const struct block_list *list, uint64_t room,
                      struct residency *residency, struct error *err)
 {
+    size_t l = list_number(offload, list);
     struct list_case of;
     int result = case_create(&of, list, offload->backend->pages->granule_bytes);
 
@@ -281,18 +309,17 @@ static int plan_list(struct offload *offload, const struct block_list *list, uin
         offload->guessed = !case_measure(offload, &of, list);
     if (result != 0)
         error_set(err, ENOMEM, "out of host memory");
-    else if (plan(offload, &of, offload->resident, room, residency) != 0)
+    else if (plan(offload, &of, l, offload->resident, room, residency) != 0)
         result = error_set(err, ENOMEM,
                            "weights need %.1f MB at least and %.1f MB are left for them; raise "
                            "vram_budget or make the image smaller",
                            (double)list->least_bytes / 1e6, (double)room / 1e6);
+    else if (remember(offload, l, residency->ring_bytes) != 0)
+        result = error_set(err, ENOMEM, "out of host memory");
     offload->room = room;
     case_finish(&of);
     return result;
 }
-
-/* What a new plan must gain: changing to it loads blocks anew. */
-#define GAIN 0.98
 
 bool offload_outdated(struct offload *offload)
 {
@@ -306,9 +333,9 @@ bool offload_outdated(struct offload *offload)
     if (case_create(&of, list, offload->backend->pages->granule_bytes) == 0 &&
         case_measure(offload, &of, list)) {
         offload->guessed = false;
-        outdated = plan(offload, &of, offload->other, offload->room, &residency) == 0 &&
-                   residency_period(&of.c, offload->other, residency.ring_bytes) <
-                       GAIN * residency_period(&of.c, offload->resident, offload->ring_bytes);
+        outdated = plan(offload, &of, list_number(offload, list), offload->other, offload->room,
+                        &residency) == 0 &&
+                   memcmp(offload->other, offload->resident, list->count) != 0;
     }
     case_finish(&of);
     return outdated;
@@ -325,9 +352,7 @@ int offload_begin(struct offload *offload, struct block_list *list, uint64_t roo
     if (result != 0)
         return result;
     offload->pass = list;
-    for (size_t l = 0; l < offload->list_count; l++)
-        if (offload->lists[l] == list)
-            offload->component = offload->components[l];
+    offload->component = offload->components[list_number(offload, list)];
     for (size_t i = 0; i < list->count; i++) {
         offload->stays[i] = offload->resident[i] || list->blocks[i]->memory != NULL;
         offload->bytes[i] = list->blocks[i]->bytes;
@@ -347,6 +372,27 @@ int offload_begin(struct offload *offload, struct block_list *list, uint64_t roo
     }
     offload->ring_bytes = residency.ring_bytes;
     return 0;
+}
+
+double offload_period(const struct offload *offload, const struct block_list *list, uint64_t room,
+                      double times)
+{
+    const bool *resident = offload->plans[list_number(offload, list)].resident;
+    uint64_t longest = 0, ring;
+    struct list_case of;
+    double period = 0;
+
+    if (case_create(&of, list, offload->backend->pages->granule_bytes) == 0 && resident != NULL &&
+        case_measure(offload, &of, list)) {
+        for (size_t i = 0; i < list->count; i++) {
+            of.compute_s[i] *= times;
+            longest = of.bytes[i] > longest ? of.bytes[i] : longest;
+        }
+        ring = RING_SLOTS * longest < room ? RING_SLOTS * longest : room;
+        period = ring < longest ? INFINITY : residency_period(&of.c, resident, ring);
+    }
+    case_finish(&of);
+    return period;
 }
 
 void offload_end(struct offload *offload)

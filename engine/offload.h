@@ -31,6 +31,10 @@ struct offload {
     struct timeline *timeline; /* borrowed, or NULL */
     struct block_list *lists[OFFLOAD_LISTS];
     int components[OFFLOAD_LISTS]; /* whose memory a list's blocks are */
+    struct {
+        bool *resident; /* [its blocks], owned; NULL: it was not planned yet */
+        uint64_t ring_bytes;
+    } plans[OFFLOAD_LISTS]; /* each list's last one */
     size_t list_count;
 
     struct block_list *pass; /* the present one, or NULL */
@@ -69,6 +73,11 @@ int offload_begin(struct offload *offload, struct block_list *list, uint64_t roo
 /* Whether the present pass was planned before anything was measured, and what is known now makes
  * for a better plan. Asked until figures are there, then answered once. */
 bool offload_outdated(struct offload *offload);
+
+/* Seconds that a run of the list takes by its last plan, with `room` bytes for weights and so many
+ * times the computing of late; 0 if it was not planned or measured, infinite if that is no room. */
+double offload_period(const struct offload *offload, const struct block_list *list, uint64_t room,
+                      double times);
 
 /* Makes block i of the pass usable by work queued from now on, and starts loading the next ones (if
  * `wrap`, the first after the last). Blocks are to be acquired in order. */

@@ -72,7 +72,8 @@ struct engine {
 
     uint64_t streamed_bytes; /* in each step, as planned */
     double prompt_s;         /* of computing, for one prompt in the text encoders */
-    double lane_s;           /* of computing, for one side of the guidance of an image, in a step */
+    size_t lanes;            /* sides of the guidance of images that the last step served, … */
+    double lane_s;           /* … and seconds of computing for one */
     _Atomic uint64_t resident_blocks,
         streamed_blocks;            /* of the step pass, as planned; any thread */
     _Atomic uint64_t wanted_budget; /* as memory.c has it; any thread */

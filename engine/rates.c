@@ -10,7 +10,7 @@
 #include "engine/ops.h"
 
 enum {
-    REPEATS = 3,        /* the fastest counts */
+    REPEATS = 3,        /* the fastest counts, unless they are for warming up */
     HOST_TOKENS = 1024, /* enough there, and done in a moment */
     CONV_SIDE_PX = 128,
     WINDOW = 3,
@@ -20,6 +20,8 @@ enum {
 
 /* A trial goes on for so long at least: what it takes to mark it does not count then. */
 #define TRIAL_S 0.02
+/* What a card does for so long warms it up; the last trial counts. */
+#define WARM_S 1.0
 #define LEAST_S 1e-9
 #define NORM_EPS 1e-6f
 
@@ -196,12 +198,13 @@ static void try_call(struct trial *t)
     op_silu(&t->c, t->token, t->token);
 }
 
-/* Seconds that one run takes on a stream; 0 once something failed, which `err` tells. */
+/* Seconds that one run takes on a stream, `warm`: when it has gone on for a while; 0 once something
+ * failed, which `err` tells. */
 static double seconds_of(struct trial *t, enum backend_stream stream, void (*run)(struct trial *),
-                         struct error *err)
+                         bool warm, struct error *err)
 {
     const struct backend_ops *ops = t->backend->ops;
-    double best = INFINITY;
+    double best = INFINITY, least_s = warm ? WARM_S / REPEATS : TRIAL_S;
     int runs = 1;
 
     run(t); /* libraries load their code */
@@ -219,11 +222,11 @@ static double seconds_of(struct trial *t, enum backend_stream stream, void (*run
         if (ops->sync(t->backend, err) != 0)
             return 0;
         seconds = ops->mark_seconds(t->backend, from, to);
-        if (seconds < TRIAL_S && runs < RUNS_MAX) {
+        if (seconds < least_s && runs < RUNS_MAX) {
             runs *= 2;
             continue;
         }
-        best = fmin(best, seconds / runs);
+        best = warm ? seconds / runs : fmin(best, seconds / runs);
         repeat++;
     }
     return fmax(best, LEAST_S);
@@ -282,7 +285,7 @@ static void trial_close(struct trial *t)
 int rates_measure(struct device_rates *rates, struct backend *backend,
                   const struct rates_shapes *shapes, struct error *err)
 {
-    bool few = backend->host && shapes->tokens > HOST_TOKENS;
+    bool few = backend->host && shapes->tokens > HOST_TOKENS, warm = !backend->host;
     struct trial t = {.backend = backend,
                       .c = {.backend = backend},
                       .rows = few ? HOST_TOKENS : shapes->tokens,
@@ -293,15 +296,16 @@ int rates_measure(struct device_rates *rates, struct backend *backend,
     err->code = 0;
     if (trial_open(&t, err) == 0) {
         trial_fill(&t);
-        rates->link_bytes = bytes_of(t.up) / seconds_of(&t, STREAM_COPY, try_link, err);
+        rates->link_bytes = bytes_of(t.up) / seconds_of(&t, STREAM_COPY, try_link, false, err);
         rates->linear_flops =
-            LINEARS * product_of(t.y, t.up) / seconds_of(&t, STREAM_COMPUTE, try_linear, err);
+            LINEARS * product_of(t.y, t.up) / seconds_of(&t, STREAM_COMPUTE, try_linear, warm, err);
         rates->attention_flops = 4 * (double)t.rows * (double)t.rows * (double)t.width /
-                                 seconds_of(&t, STREAM_COMPUTE, try_attention, err);
-        rates->conv_flops =
-            product_of(t.convolved, t.kernel) / seconds_of(&t, STREAM_COMPUTE, try_conv, err);
-        rates->memory_bytes = memory_bytes(&t) / seconds_of(&t, STREAM_COMPUTE, try_memory, err);
-        rates->call_s = seconds_of(&t, STREAM_COMPUTE, try_call, err);
+                                 seconds_of(&t, STREAM_COMPUTE, try_attention, warm, err);
+        rates->conv_flops = product_of(t.convolved, t.kernel) /
+                            seconds_of(&t, STREAM_COMPUTE, try_conv, false, err);
+        rates->memory_bytes =
+            memory_bytes(&t) / seconds_of(&t, STREAM_COMPUTE, try_memory, false, err);
+        rates->call_s = seconds_of(&t, STREAM_COMPUTE, try_call, false, err);
     }
     trial_close(&t);
     return err->code;

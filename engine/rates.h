@@ -13,7 +13,8 @@ struct rates_shapes {
     int64_t vae_channels; /* of a picture in the middle of the decoder */
 };
 
-/* A second or so. The back end must not be in use otherwise; its memory is given back. */
+/* A few seconds. A card that computes at the edge of its power slows down within the first: what it
+ * keeps up is what counts. The back end must not be in use otherwise; its memory is given back. */
 int rates_measure(struct device_rates *rates, struct backend *backend,
                   const struct rates_shapes *shapes, struct error *err);
 

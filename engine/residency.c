@@ -196,6 +196,41 @@ int residency_plan(const struct residency_case *c, bool *resident, struct reside
     return 0;
 }
 
+static bool fits(const struct residency_case *c, const struct residency_before *before)
+{
+    uint64_t used = in_pages(c, before->ring_bytes);
+
+    for (size_t i = 0; i < c->count; i++) {
+        used += before->resident[i] ? c->held[i] : 0;
+        if (!before->resident[i] && c->bytes[i] > before->ring_bytes)
+            return false;
+    }
+    return used <= c->room;
+}
+
+/* What a new plan must gain, in time or in bytes over the link. */
+#define GAIN_TIME 0.98
+#define GAIN_BYTES 0.9
+
+int residency_replan(const struct residency_case *c, const struct residency_before *before,
+                     bool *resident, struct residency *plan)
+{
+    struct residency kept;
+    int result = residency_plan(c, resident, plan);
+
+    if (result != 0 || before->resident == NULL || !fits(c, before))
+        return result;
+    kept = measure(c, before->resident, before->ring_bytes);
+    if (GAIN_TIME * residency_period(c, before->resident, before->ring_bytes) >
+            residency_period(c, resident, plan->ring_bytes) ||
+        GAIN_BYTES * (double)kept.streamed_bytes > (double)plan->streamed_bytes)
+        return 0;
+    for (size_t i = 0; i < c->count; i++)
+        resident[i] = before->resident[i];
+    *plan = kept;
+    return 0;
+}
+
 uint64_t residency_least(const struct residency_case *c)
 {
     uint64_t longest = 0, least = UINT64_MAX;

@@ -37,6 +37,17 @@ struct residency {
  * themselves, is what takes least time (schedule.h). -ENOMEM if not even the ring fits. */
 int residency_plan(const struct residency_case *c, bool *resident, struct residency *plan);
 
+/* An earlier choice, of which blocks are there. */
+struct residency_before {
+    const bool *resident; /* NULL: there was none */
+    uint64_t ring_bytes;
+};
+
+/* The same, but what was chosen before stays if it still fits and is hardly slower: to change it
+ * loads blocks anew. */
+int residency_replan(const struct residency_case *c, const struct residency_before *before,
+                     bool *resident, struct residency *plan);
+
 /* Seconds that a run takes with such residents and such a ring; without figures, in units of
  * computing a byte. */
 double residency_period(const struct residency_case *c, const bool *resident, uint64_t ring_bytes);

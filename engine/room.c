@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* What fits: an image's needs, what the budget leaves, and which images have memory. */
 #include <errno.h>
+#include <math.h>
 
 #include "engine/pipeline.h"
 
@@ -114,35 +115,61 @@ static uint64_t denoise_most(const struct engine *engine, const struct image *ot
     return most;
 }
 
-/* Whether there is memory for all that are active, and for one more like the last. */
-static bool room_for_more(const struct engine *engine)
+/* Seconds that a step takes for each of so many images, those that are active and more like the
+ * last. */
+static double step_s(const struct engine *engine, int count)
 {
-    uint64_t states = 0, most = denoise_most(engine, NULL);
+    uint64_t states = 0, most = 0, room = engine_room(engine) + states_bytes(engine);
     const struct image *last = NULL;
+    int active = 0;
 
     for (const struct image *image = engine->images; image != NULL; image = image->next) {
-        if (!image_active(image))
+        if (!image_active(image) || active == count)
             continue;
         last = image;
-        most = larger(most, denoise_bytes(engine, &image->needs));
-        states += has_memory(image) ? 0 : in_pages(engine, image->needs.state);
+        active++;
+        states += in_pages(engine, image->needs.state);
+        most = larger(most, in_pages(engine, image->needs.step));
     }
-    return last == NULL ||
-           engine_room(engine) >= states + in_pages(engine, last->needs.state) + most;
+    if (last == NULL)
+        return 1.0 / count; /* nobody knows how large they will be */
+    most += states + (uint64_t)(count - active) * in_pages(engine, last->needs.state);
+    return offload_period(&engine->offload, &engine->transformer.step,
+                          room > most ? room - most : 0,
+                          (double)(count * last->branch_count) / (double)engine->lanes) /
+           count;
 }
 
-int engine_wanted_images(const struct engine *engine)
+/* Whether copying the weights takes so much longer than computing with them for fewer images that
+ * one more may pay. Where both go on at once, more than cover a copy smooth out what each block has
+ * of the two. */
+static bool may_pay(const struct engine *engine, int count)
 {
     const struct timeline_sums *sums = &engine->timeline.sums;
     double rate = sums->copy_bytes > 0 ? sums->copy_s / (double)sums->copy_bytes : 0;
-    double copy_s = (double)engine->streamed_bytes * rate;
-    int wanted = 1, active = 0;
+    double share = engine->backend->host || count <= 2 ? 1.1 : 0.6;
 
-    for (const struct image *image = engine->images; image != NULL; image = image->next)
-        active += image_active(image);
-    while (engine->lane_s > 0 && wanted < PASS_LANES && copy_s > 1.1 * engine->lane_s * wanted)
-        wanted++;
-    return wanted <= active || room_for_more(engine) ? wanted : active;
+    return (double)engine->streamed_bytes * rate > share * engine->lane_s * (count - 1);
+}
+
+/* What one image more must gain: each is ready later for it. */
+#define GAIN 0.97
+
+int engine_wanted_images(const struct engine *engine)
+{
+    double best = INFINITY;
+    int wanted = 1;
+
+    for (int count = 1; engine->lanes > 0 && count <= PASS_LANES && may_pay(engine, count);
+         count++) {
+        double now = step_s(engine, count);
+
+        if (now > 0 && now < GAIN * best) {
+            best = now;
+            wanted = count;
+        }
+    }
+    return wanted;
 }
 
 void room_clear(struct engine *engine)

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <math.h>
+#include <string.h>
 
 #include "engine/schedule.h"
 #include "tests/test.h"
@@ -313,6 +314,39 @@ static void test_any_figures(void)
     }
 }
 
+/* Figures that differ a little, as measured ones do, change no plan; less room or more, and another
+ * link, do. */
+static void test_replan(void)
+{
+    double compute_s[COUNT_MAX], exact_s[COUNT_MAX];
+    bool resident[COUNT_MAX], again[COUNT_MAX];
+    struct residency plan, replan;
+    struct residency_before before = {resident, 0};
+    struct list list;
+
+    flux(&list);
+    measure(&list, exact_s);
+    list.c.room = sum(list.held, list.c.count) / 3;
+    EXPECT(residency_replan(&list.c, &(struct residency_before){0}, resident, &plan) == 0);
+    before.ring_bytes = plan.ring_bytes;
+    list.c.compute_s = compute_s;
+    for (int round = 0; round < 20; round++) {
+        for (size_t i = 0; i < list.c.count; i++)
+            compute_s[i] = exact_s[i] * (0.99 + (double)below(100) / 5000);
+        EXPECT(residency_replan(&list.c, &before, again, &replan) == 0);
+        EXPECT(memcmp(again, resident, list.c.count) == 0 &&
+               replan.streamed_bytes == plan.streamed_bytes &&
+               replan.ring_bytes == plan.ring_bytes);
+    }
+    list.c.room = plan.resident_bytes + plan.ring_bytes - 1;
+    EXPECT(residency_replan(&list.c, &before, again, &replan) == 0);
+    EXPECT(replan.resident_bytes + replan.ring_bytes <= list.c.room);
+    list.c.room = sum(list.held, list.c.count);
+    EXPECT(residency_replan(&list.c, &before, again, &replan) == 0 && replan.streamed == 0);
+    list.c.room = 0;
+    EXPECT(residency_replan(&list.c, &before, again, &replan) == -ENOMEM);
+}
+
 static void test_edges(void)
 {
     struct residency plan;
@@ -353,6 +387,7 @@ int main(void)
     test_time();
     test_figures();
     test_any_figures();
+    test_replan();
     test_edges();
     return test_finish();
 }
