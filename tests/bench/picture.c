@@ -6,9 +6,9 @@
  *
  * backend=cpu|cuda|auto  modules=FOLDER  size=WIDTHxHEIGHT  steps=N  runs=N  threads=N
  * budget_mb=N  same=1 (all runs the same prompt, whose embedding is then kept)
- * jobs=N (pictures started at once, which the weights serve together as far as there is memory;
- * times are those of the first one but for the steps': all rounds with steps of any, for each
- * picture and step)
+ * jobs=N (pictures that wait, of which so many are started as the engine wants at once; times are
+ * those of the first one but for the steps': all rounds with steps of any, for each picture and
+ * step)
  * trace=1 (a row for each block of the last run's last two steps: what computed, waited and was
  * copied when)
  * json=1 (a line of JSON for each run and one for the end)  latents=FILE (fp32, of the last run)
@@ -130,42 +130,47 @@ static int save_latents(const struct options *o, struct image *image, struct err
     return result;
 }
 
-static int start_all(struct engine *engine, const struct options *o, int run, struct image **images,
-                     struct error *err)
-{
-    for (int i = 0; i < o->jobs; i++) {
-        char prompt[80] = "a large red circle on a white background";
-        struct image_request request = {.prompt = prompt,
-                                        .width_px = o->width,
-                                        .height_px = o->height,
-                                        .steps = o->steps,
-                                        .guidance = 3.5f,
-                                        .cfg_scale = 1,
-                                        .seed = 3 + (uint64_t)i};
+/* The pictures of a run, of which some are started. */
+struct batch {
+    struct image *images[MOST_JOBS];
+    int started, at_once; /* at_once: went a step together, at most */
+};
 
-        if (!o->same && run > 0)
-            snprintf(prompt + strlen(prompt), sizeof prompt - strlen(prompt), " %d", run);
-        if (image_start(&images[i], engine, &request, NULL, err) != 0)
-            return err->code;
-    }
+static int start_next(struct engine *engine, const struct options *o, int run, struct batch *batch,
+                      struct error *err)
+{
+    char prompt[80] = "a large red circle on a white background";
+    struct image_request request = {.prompt = prompt,
+                                    .width_px = o->width,
+                                    .height_px = o->height,
+                                    .steps = o->steps,
+                                    .guidance = 3.5f,
+                                    .cfg_scale = 1,
+                                    .seed = 3 + (uint64_t)batch->started};
+
+    if (!o->same && run > 0)
+        snprintf(prompt + strlen(prompt), sizeof prompt - strlen(prompt), " %d", run);
+    if (image_start(&batch->images[batch->started], engine, &request, NULL, err) != 0)
+        return err->code;
+    batch->started++;
     return 0;
 }
 
-static bool any_in(const struct options *o, struct image *const *images, enum image_phase first,
-                   enum image_phase last)
+static int active_count(const struct batch *batch)
 {
-    for (int i = 0; i < o->jobs; i++)
-        if (image_phase(images[i]) >= first && image_phase(images[i]) <= last)
-            return true;
-    return false;
+    int active = 0;
+
+    for (int i = 0; i < batch->started; i++)
+        active += image_active(batch->images[i]);
+    return active;
 }
 
-static int steps_done(const struct options *o, struct image *const *images)
+static int steps_done(const struct batch *batch)
 {
     int steps = 0;
 
-    for (int i = 0; i < o->jobs; i++)
-        steps += images[i]->step;
+    for (int i = 0; i < batch->started; i++)
+        steps += batch->images[i]->step;
     return steps;
 }
 
@@ -176,41 +181,62 @@ static bool is_traced(const struct options *o, int run, const struct image *imag
            image->step + 2 >= o->steps && image_phase(image) == IMAGE_DENOISE;
 }
 
+/* One round, after starting as many as are wanted; returns how many steps were done. */
+static int advance(struct engine *engine, const struct options *o, int run, struct batch *batch,
+                   struct error *err)
+{
+    int steps;
+
+    while (batch->started < o->jobs && active_count(batch) < engine_wanted_images(engine))
+        if (start_next(engine, o, run, batch, err) != 0)
+            return 0;
+    steps = -steps_done(batch);
+    (void)engine_advance(engine, err);
+    steps += steps_done(batch);
+    batch->at_once = steps > batch->at_once ? steps : batch->at_once;
+    return steps;
+}
+
+static void batch_finish(struct batch *batch, struct error *err)
+{
+    for (int i = 0; i < batch->started; i++) {
+        if (err->code == 0)
+            image_error(batch->images[i], err);
+        image_finish(batch->images[i]);
+    }
+}
+
 static int paint(struct engine *engine, const struct options *o, int run, struct steps *steps,
                  struct error *err)
 {
-    struct image *images[MOST_JOBS] = {0};
+    struct batch batch = {0};
     bool last = run + 1 == o->runs, saved = false;
     double start = engine_now(engine), stepping_s = 0;
-    struct image_timing t;
+    struct image_timing t = {0};
 
-    if (start_all(engine, o, run, images, err) == 0) {
-        while (any_in(o, images, IMAGE_WAITING, IMAGE_DECODE)) {
-            double before = engine_now(engine);
-            int done = steps_done(o, images);
+    while (err->code == 0 && (batch.started < o->jobs || active_count(&batch) > 0)) {
+        double before = engine_now(engine);
 
-            steps->on = is_traced(o, run, images[0]);
-            if (engine_advance(engine, err) != 0)
-                break;
-            if (steps_done(o, images) > done)
-                stepping_s += engine_now(engine) - before;
-            if (o->latents != NULL && last && !saved && images[0]->step == o->steps) {
-                saved = true;
-                if (save_latents(o, images[0], err) != 0)
-                    break;
-            }
+        steps->on = batch.started > 0 && is_traced(o, run, batch.images[0]);
+        if (advance(engine, o, run, &batch, err) > 0)
+            stepping_s += engine_now(engine) - before;
+        if (o->latents != NULL && last && !saved && err->code == 0 &&
+            batch.images[0]->step == o->steps) {
+            saved = true;
+            (void)save_latents(o, batch.images[0], err);
         }
-        image_timing(images[0], &t);
-        if (o->jobs > 1)
-            t.step_s = stepping_s / ((double)o->steps * o->jobs);
+    }
+    if (batch.started > 0)
+        image_timing(batch.images[0], &t);
+    if (o->jobs > 1) {
+        t.step_s = stepping_s / ((double)o->steps * o->jobs);
+        if (!o->json)
+            printf("%d jobs, %d of them at once: ", o->jobs, batch.at_once);
+    }
+    if (err->code == 0)
         print_run(o, run, engine_now(engine) - start, &t,
                   engine->backend->ops->pinned_bytes(engine->backend));
-    }
-    for (int i = 0; i < o->jobs; i++) {
-        if (images[i] != NULL && err->code == 0)
-            image_error(images[i], err);
-        image_finish(images[i]);
-    }
+    batch_finish(&batch, err);
     return err->code;
 }
 
