@@ -110,8 +110,9 @@ int image_start(struct image **image, struct engine *engine, const struct image_
 int engine_advance(struct engine *engine, struct error *err);
 
 /* How many images it is best to have active, as things stand. More than one only where weights pass
- * through memory and that takes longer than computing with them: then so many that it no longer
- * does, since each pass serves all of them, but no more than there is memory for. */
+ * through memory and that takes longer than computing with them: then as many as make each one's
+ * step take least, since each pass serves all of them; more memory for images leaves less for
+ * weights. */
 int engine_wanted_images(const struct engine *engine);
 
 /* How many prompts of those that wait the text encoders had best serve too when they run next,

@@ -54,16 +54,18 @@ int pass_allocate(struct engine *engine, uint64_t bytes, const char *what, uintp
     return memory_short(engine, err);
 }
 
-/* What an image needs once passes beside the weights of the steps that are there, if it can: to
- * load those anew would cost more than it saves. */
-static uint64_t room_beside_steps(const struct engine *engine, const struct block_list *list,
-                                  uint64_t room)
+/* What an image needs once passes beside other weights that are there, if it can, or at least
+ * beside those of the steps: to load them anew would cost as much as it saves, or more. */
+static uint64_t room_beside(const struct engine *engine, const struct block_list *list,
+                            uint64_t room)
 {
     const struct block_list *step = &engine->transformer.step;
-    uint64_t kept = block_list_present_bytes(step);
+    uint64_t kept = offload_present_bytes(&engine->offload) - block_list_present_bytes(list);
 
     if (list == step)
         return room;
+    if (room < kept + list->least_bytes)
+        kept = block_list_present_bytes(step);
     return room >= kept + list->least_bytes ? room - kept : list->least_bytes;
 }
 
@@ -74,7 +76,7 @@ static int plan_weights(struct engine *engine, struct block_list *list, struct e
 
     if (room < workspace + list->least_bytes)
         return error_set(err, EAGAIN, "there is less memory than there was");
-    room = room_beside_steps(engine, list, room - workspace);
+    room = room_beside(engine, list, room - workspace);
     result = offload_begin(&engine->offload, list, room, err);
     if (result == -ENOMEM)
         return memory_short(engine, err);
