@@ -378,16 +378,19 @@ double offload_period(const struct offload *offload, const struct block_list *li
                       double times)
 {
     const bool *resident = offload->plans[list_number(offload, list)].resident;
-    uint64_t longest = 0, ring;
+    uint64_t longest = 0, ring, taken;
     struct list_case of;
     double period = 0;
 
     if (case_create(&of, list, offload->backend->pages->granule_bytes) == 0 && resident != NULL &&
         case_measure(offload, &of, list)) {
+        taken = hold_together(&of, offload->arena);
         for (size_t i = 0; i < list->count; i++) {
             of.compute_s[i] *= times;
             longest = of.bytes[i] > longest ? of.bytes[i] : longest;
+            taken += of.held[i] < of.c.page_bytes ? of.held[i] : 0; /* these stay in any case */
         }
+        room = room > taken ? room - taken : 0;
         ring = RING_SLOTS * longest < room ? RING_SLOTS * longest : room;
         period = ring < longest ? INFINITY : residency_period(&of.c, resident, ring);
     }

@@ -106,6 +106,17 @@ static uint64_t longest_pair(const struct residency_case *c, uint64_t longest_by
     return before + first > pair ? before + first : pair;
 }
 
+/* What blocks that can't pass, and those shorter than a page, leave to the ring. */
+static uint64_t left_for(const struct residency_case *c, uint64_t longest_bytes)
+{
+    uint64_t stay = 0;
+
+    for (size_t i = 0; i < c->count; i++)
+        if (c->bytes[i] > longest_bytes || c->held[i] < c->page_bytes)
+            stay += c->held[i];
+    return stay < c->room ? (c->room - stay) / c->page_bytes * c->page_bytes : 0;
+}
+
 /* The next higher density of some block, above `density`; infinite if there is none. */
 static double next_density(const struct residency_case *c, double density)
 {
@@ -181,10 +192,12 @@ int residency_plan(const struct residency_case *c, bool *resident, struct reside
     /* A short ring leaves more room, but keeps long blocks in it, or copies from going on while
      * the block before is in use. */
     do {
-        const uint64_t rings[] = {2 * longest, longest_pair(c, longest), longest};
+        const uint64_t rings[] = {2 * longest, longest_pair(c, longest), left_for(c, longest),
+                                  longest};
 
         for (size_t i = 0; i < sizeof rings / sizeof *rings; i++)
-            try_densities(c, (struct choice){longest, rings[i], 0}, resident, &best);
+            if (rings[i] >= longest && rings[i] <= 2 * longest)
+                try_densities(c, (struct choice){longest, rings[i], 0}, resident, &best);
         if (longest == 0 && best.period < INFINITY)
             break; /* all stay, which nothing is faster than */
         longest = next_longest(c, longest);

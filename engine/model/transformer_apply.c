@@ -226,20 +226,18 @@ static void single_mlp(struct compute *c, const struct transformer *t, size_t i,
     int64_t rows = args->hidden.rows, width = t->config.width;
     size_t at = (size_t)t->config.doubles + i;
     struct entry entry = entry_of(t, at, false);
-    struct tensor scratch[] = {op_scratch(c, rows, width), op_scratch(c, rows, 5 * width)};
-    struct tensor normed = is_joined(args) ? args->carried : scratch[0];
-    struct tensor joined = is_joined(args) ? args->joined : scratch[1];
+    struct tensor scratch = op_scratch(c, rows, 5 * width);
+    struct tensor joined = is_joined(args) ? args->joined : scratch;
 
     if (!is_joined(args)) { /* attention took the place of what had been normed */
-        enter(c, t, args, normed, args->hidden, entry);
         op_copy(c, tensor_cols(joined, 0, width), args->carried);
+        enter(c, t, args, args->carried, args->hidden, entry);
     }
-    op_linear(c, (struct linear){tensor_cols(joined, width, 4 * width), normed, block->up,
+    op_linear(c, (struct linear){tensor_cols(joined, width, 4 * width), args->carried, block->up,
                                  block->up_bias, ACTIVATION_GELU_TANH});
     op_linear(c,
               (struct linear){args->carried, joined, block->out, block->out_bias, ACTIVATION_NONE});
-    op_release(c, scratch[1]);
-    op_release(c, scratch[0]);
+    op_release(c, scratch);
     op_gated_norm(c, (struct gated_norm){args->hidden, args->carried,
                                          .vectors = {leave(t, args, entry.modulation, GATE,
                                                            entry_of(t, at + 1, false))},
