@@ -165,8 +165,8 @@ extern "C" void cuda_attention(struct backend *backend, const struct attention *
     assert(args->q.dtype == DTYPE_BF16 && args->y.dtype == DTYPE_BF16 && args->scale > 0);
     if (args->q.rows == 0 || args->k.rows == 0 || dnn_attention(cuda, args))
         return;
-    if (size <= 64)
-        attention_fused<layout<64, 2, 32, 4, 2, 2>>(cuda, args);
+    if (size <= 64) /* small blocks, many at once: they wait for the bias */
+        attention_fused<layout<64, 1, 32, 4, 3, 4>>(cuda, args);
     else if (size <= 128)
         attention_of_128(cuda, args);
     else

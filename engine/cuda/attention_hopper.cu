@@ -1,12 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Attention for Hopper, with its own matrix units and copies, in the arrangement of FlashAttention
- * 3 (arXiv 2407.08608): one warp fetches tiles, two warpgroups do 64 queries each, and in each the
- * weights of one tile are computed while the matrix units are busy with the values of the one
- * before.
+ * Attention for Hopper, by products and copies that go on behind the threads' backs, in the
+ * arrangement of FlashAttention 3 (arXiv 2407.08608): one thread fetches tiles, two warpgroups do
+ * 64 queries each. While the matrix units are busy with the values of one tile, a warpgroup turns
+ * the scores of the next into weights; and while it does, the other has its products done.
  */
-#include <climits>
-
 #include "engine/cuda/attention_fused.cuh"
 #include "engine/cuda/hopper.cuh"
 
@@ -154,7 +152,6 @@ __device__ inline void weights_take(struct group &group)
 
 /* Item number `done` of the block. The groups begin products in turns, so that one computes weights
  * while the other's are under way. */
-template <bool TURNS>
 __device__ inline void item_do(struct group &group, const struct attention &args, int done,
                                int tiles)
 {
@@ -172,12 +169,10 @@ __device__ inline void item_do(struct group &group, const struct attention &args
         bool risen;
 
         tile += 2;
-        if (TURNS)
-            gate_wait(&block->turn[group.number], group.turns++);
+        gate_wait(&block->turn[group.number], group.turns++);
         scores_begin(group, tile);
         output_begin(group, tile - 1);
-        if (TURNS)
-            warp_arrive(&block->turn[1 - group.number]);
+        warp_arrive(&block->turn[1 - group.number]);
         wgmma_wait<1>(group.s[0][0]);
         warp_arrive(&block->empty[tile % TILES]);
         risen = scores_weigh(group, rescale, args, first);
@@ -193,7 +188,6 @@ __device__ inline void item_do(struct group &group, const struct attention &args
     warp_arrive(&block->empty[last % TILES]);
 }
 
-template <bool TURNS>
 __device__ inline void queries_do(struct block *block, const struct attention &args, int size,
                                   const struct items &items)
 {
@@ -204,19 +198,18 @@ __device__ inline void queries_do(struct block *block, const struct attention &a
     group.block = block;
     group.number = number;
     group.turns = 0;
-    if (TURNS && number == 1)
+    if (number == 1)
         warp_arrive(&block->turn[0]);
     for (int item = blockIdx.x; item < items.count; item += gridDim.x) {
         group.now = progress<group_layout>();
         group.now.shift[0][0] = group.now.shift[0][1] = SHIFT_NONE;
-        item_do<TURNS>(group, args, done++, items.tiles);
+        item_do(group, args, done++, items.tiles);
         output_store<group_layout, true>(group.now, args.y, item_head(items, item),
                                          item_row(items, item) + row, size);
     }
 }
 
-/* block 384 */
-template <bool TURNS>
+/* grid: the multiprocessors, or the items, if they are fewer; block 384 */
 __global__ void __launch_bounds__(THREADS, 1)
     attention_hopper_kernel(struct attention args, int size, struct items items,
                             const __grid_constant__ struct maps maps)
@@ -241,7 +234,7 @@ __global__ void __launch_bounds__(THREADS, 1)
             tiles_fetch(block, maps, items);
     } else {
         registers_raise<240>();
-        queries_do<TURNS>(block, args, size, items);
+        queries_do(block, args, size, items);
     }
 }
 
@@ -261,8 +254,7 @@ static bool map_make(struct cuda_backend *cuda, CUtensorMap *map, struct tensor 
                                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-template <bool TURNS>
-static bool attention_queue(struct cuda_backend *cuda, const struct attention *args, int blocks)
+extern "C" bool attention_hopper(struct cuda_backend *cuda, const struct attention *args)
 {
     int heads = args->heads, of_head = (int)blocks_for(args->q.rows, QUERIES);
     struct items items = {of_head * heads, of_head, 2 * (int)blocks_for(args->k.rows, KEYS)};
@@ -272,13 +264,8 @@ static bool attention_queue(struct cuda_backend *cuda, const struct attention *a
         !map_make(cuda, &maps.k, args->k, heads, KEYS) ||
         !map_make(cuda, &maps.v, args->v, heads, KEYS))
         return false;
-    launch_with_memory(cuda, "attention", items.count < blocks ? items.count : blocks, THREADS,
-                       sizeof(struct block), attention_hopper_kernel<TURNS>, *args,
+    launch_with_memory(cuda, "attention", min(items.count, cuda->multiprocessors), THREADS,
+                       sizeof(struct block), attention_hopper_kernel, *args,
                        (int)(args->q.cols / heads), items, maps);
     return true;
-}
-
-extern "C" bool attention_hopper(struct cuda_backend *cuda, const struct attention *args)
-{
-    return attention_queue<false>(cuda, args, INT_MAX);
 }
