@@ -140,6 +140,7 @@ struct arena {
     bool device_full; /* the last allocation that failed found no page within the budget */
 
     uint64_t budget, charged;
+    uint64_t claimed; /* about to be charged, once there is room for it */
     uint64_t charges[ARENA_COMPONENTS];
     uint64_t pages_mapped, pages_spare;
     uint64_t allocated, requested; /* charges included */

@@ -22,7 +22,7 @@ bool arena_evict(struct arena *arena, uint64_t needed_bytes)
 
 static uint64_t pages_over_budget(const struct arena *arena)
 {
-    uint64_t reserved = arena_reserved(arena);
+    uint64_t reserved = arena_reserved(arena) + arena->claimed;
 
     if (reserved <= arena->budget)
         return 0;
@@ -79,20 +79,34 @@ int arena_set_budget(struct arena *arena, uint64_t bytes)
     return code;
 }
 
+static void charge_set(struct arena *arena, int component, uint64_t bytes)
+{
+    uint64_t before = arena->charges[component];
+
+    account_release(arena, component, before, before);
+    arena->charges[component] = bytes;
+    arena->charged += bytes - before;
+    account_block(arena, component, bytes, bytes);
+}
+
 int arena_charge(struct arena *arena, int component, uint64_t bytes)
 {
-    uint64_t before;
+    uint64_t before, more;
     int code;
 
     if (component < 0 || component >= ARENA_COMPONENTS || bytes > UINT64_C(1) << 62)
         return -EINVAL;
     pthread_mutex_lock(&arena->lock);
     before = arena->charges[component];
-    account_release(arena, component, before, before);
-    arena->charges[component] = bytes;
-    arena->charged += bytes - before;
-    account_block(arena, component, bytes, bytes);
+    more = bytes > before ? bytes - before : 0;
+    if (more == 0)
+        charge_set(arena, component, bytes);
+    /* First there is room, then it is taken: the budget is kept meanwhile, too. */
+    arena->claimed += more;
     code = arena_shrink(arena, true);
+    arena->claimed -= more;
+    if (more > 0)
+        charge_set(arena, component, bytes);
     account_reserved(arena);
     pthread_mutex_unlock(&arena->lock);
     return code;

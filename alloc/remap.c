@@ -43,7 +43,8 @@ struct page_range {
 
 uint64_t pages_creatable(const struct arena *arena)
 {
-    uint64_t reserved = arena_reserved(arena), pages = arena->pages_mapped + arena->pages_spare;
+    uint64_t reserved = arena_reserved(arena) + arena->claimed;
+    uint64_t pages = arena->pages_mapped + arena->pages_spare;
     uint64_t affordable;
 
     if (reserved >= arena->budget || pages >= arena->page_count)

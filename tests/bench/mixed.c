@@ -107,13 +107,13 @@ int main(int argc, char **argv)
     }
     engine_memory(watch.engine, &memory);
     printf("%d pictures of %d to %d px a side, budget %.0f MB: %d failed; peak %.1f MB, over the "
-           "budget %u times; fragmentation %.2f %% at the end, %.2f %% at worst (%.2f %% after "
-           "merging); waste %.1f %%; %llu allocations, %llu merges, %llu evictions\n",
+           "budget %u times; fragmentation %.2f %% at the end, %.2f %% at worst (before merging "
+           "%.2f %% and %.2f %%); waste %.1f %%; %llu allocations, %llu merges, %llu evictions\n",
            count, least, most, (double)memory.budget / 1e6, failures,
-           (double)memory.peak_reserved / 1e6, watch.over_budget, memory.fragmentation * 100,
-           watch.worst * 100, watch.worst_merged * 100, memory.waste * 100,
-           (unsigned long long)memory.allocations, (unsigned long long)memory.merges,
-           (unsigned long long)memory.evictions);
+           (double)memory.peak_reserved / 1e6, watch.over_budget, memory.fragmentation_merged * 100,
+           watch.worst_merged * 100, memory.fragmentation * 100, watch.worst * 100,
+           memory.waste * 100, (unsigned long long)memory.allocations,
+           (unsigned long long)memory.merges, (unsigned long long)memory.evictions);
     if (strcmp(options.backend, "cpu") != 0) {
         printf("%.1f MB of the device in use at most, as it counts\n",
                (double)watch.device_used / 1e6);

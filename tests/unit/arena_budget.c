@@ -97,6 +97,43 @@ static void test_charges(void)
     fixture_close(&fixture);
 }
 
+struct tenant {
+    struct fixture *fixture;
+    uintptr_t block;
+};
+
+static bool leave(void *owner, uint64_t needed_bytes)
+{
+    struct tenant *tenant = owner;
+    struct arena_stats stats = stats_of(tenant->fixture);
+
+    EXPECT(needed_bytes == 4 * PAGE && stats.reserved == stats.budget, "the budget is kept");
+    EXPECT(arena_free(tenant->fixture->arena, tenant->block, 0) == 0);
+    return true;
+}
+
+/* What is to be charged is made room for first. */
+static void test_charge_evicts(void)
+{
+    struct fixture fixture;
+    struct tenant tenant = {.fixture = &fixture};
+    struct arena_options options = {.budget_bytes = 16 * PAGE,
+                                    .reservation_bytes = 64 * PAGE,
+                                    .evict = leave,
+                                    .owner = &tenant};
+    struct arena_stats stats;
+
+    fixture = fixture_open(&options);
+    EXPECT(take(&fixture, 10 * PAGE, 0) != 0);
+    tenant.block = take(&fixture, 6 * PAGE, 0);
+    EXPECT(arena_charge(fixture.arena, 5, 4 * PAGE) == 0);
+    stats = stats_of(&fixture);
+    EXPECT(stats.evictions == 1 && stats.charged == 4 * PAGE && stats.reserved <= stats.budget);
+    EXPECT(stats.peak_requested == 16 * PAGE && stats.peak_reserved == 16 * PAGE);
+    EXPECT(take(&fixture, 2 * PAGE, 0) != 0);
+    fixture_close(&fixture);
+}
+
 static void test_prepare_and_trim(void)
 {
     struct fixture fixture = fixture_open_pages(16);
@@ -283,6 +320,7 @@ int main(void)
     test_shrinking_gives_memory_back();
     test_budget_in_a_burst();
     test_charges();
+    test_charge_evicts();
     test_prepare_and_trim();
     test_device_smaller_than_budget();
     test_degenerate_requests();
