@@ -24,9 +24,9 @@ void offload_add(struct offload *offload, struct block_list *list, int component
 
 static bool in_ring(const struct offload *offload, const struct block *block)
 {
-    for (int slot = 0; offload->pass != NULL && slot < RING_SLOTS; slot++)
-        if (offload->slots.held[slot] != RING_EMPTY &&
-            offload->pass->blocks[offload->slots.held[slot]] == block)
+    for (int s = 0; offload->pass != NULL && s < RING_SLOTS; s++)
+        if (offload->ring.slots[s].block != RING_EMPTY &&
+            offload->pass->blocks[offload->ring.slots[s].block] == block)
             return true;
     return false;
 }
@@ -41,14 +41,14 @@ static void block_drop(struct offload *offload, struct block *block)
 
 static void ring_drop(struct offload *offload)
 {
-    if (offload->ring == 0)
+    if (offload->ring_address == 0)
         return;
-    for (int slot = 0; slot < RING_SLOTS; slot++)
-        if (offload->slots.held[slot] != RING_EMPTY)
-            block_bind(offload->pass->blocks[offload->slots.held[slot]], NULL);
+    for (int s = 0; s < RING_SLOTS; s++)
+        if (offload->ring.slots[s].block != RING_EMPTY)
+            block_bind(offload->pass->blocks[offload->ring.slots[s].block], NULL);
     offload->backend->ops->copy_wait(offload->backend, offload->ring_ticket);
-    arena_free(offload->arena, offload->ring, COMPUTE_STREAM);
-    offload->ring = 0;
+    arena_free(offload->arena, offload->ring_address, COMPUTE_STREAM);
+    offload->ring_address = 0;
     offload->ring_ticket = 0;
     offload->ring_bytes = 0;
 }
@@ -357,7 +357,7 @@ int offload_begin(struct offload *offload, struct block_list *list, uint64_t roo
         offload->stays[i] = offload->resident[i] || list->blocks[i]->memory != NULL;
         offload->bytes[i] = list->blocks[i]->bytes;
     }
-    offload->slots = ring_empty(list->count, offload->stays, offload->bytes, residency.ring_bytes);
+    offload->ring = ring_empty(list->count, offload->stays, offload->bytes, residency.ring_bytes);
     offload->stats.resident = residency.resident;
     offload->stats.streamed = residency.streamed;
     offload->stats.streamed_bytes = residency.streamed_bytes;
@@ -365,7 +365,7 @@ int offload_begin(struct offload *offload, struct block_list *list, uint64_t roo
         offload->stats.streamed_bytes = 0; /* the ring holds them */
     if (residency.ring_bytes == 0)
         return 0;
-    result = allocate(offload, residency.ring_bytes, false, &offload->ring);
+    result = allocate(offload, residency.ring_bytes, false, &offload->ring_address);
     if (result != 0) {
         offload->pass = NULL;
         return out_of_memory(offload, result, residency.ring_bytes, err);
@@ -391,7 +391,7 @@ double offload_period(const struct offload *offload, const struct block_list *li
             taken += of.held[i] < of.c.page_bytes ? of.held[i] : 0; /* these stay in any case */
         }
         room = room > taken ? room - taken : 0;
-        ring = RING_SLOTS * longest < room ? RING_SLOTS * longest : room;
+        ring = 3 * longest < room ? 3 * longest : room;
         period = ring < longest ? INFINITY : residency_period(&of.c, resident, ring);
     }
     case_finish(&of);
@@ -421,15 +421,16 @@ static void block_load(struct offload *offload, size_t j, uintptr_t address)
     block->ticket = offload->backend->ops->copy_ticket(offload->backend);
 }
 
-static void load_into(struct offload *offload, int slot, size_t j)
+static void load_at(struct offload *offload, uint64_t offset, size_t j)
 {
-    struct ring before = offload->slots;
+    struct ring before = offload->ring;
 
-    ring_put(&offload->slots, slot, j);
+    ring_put(&offload->ring, offset, j);
     for (int s = 0; s < RING_SLOTS; s++)
-        if (before.held[s] != RING_EMPTY && ring_slot(&offload->slots, before.held[s]) < 0)
-            block_bind(offload->pass->blocks[before.held[s]], NULL);
-    block_load(offload, j, offload->ring + ring_offset(&offload->slots, slot, j));
+        if (before.slots[s].block != RING_EMPTY &&
+            ring_slot(&offload->ring, before.slots[s].block) < 0)
+            block_bind(offload->pass->blocks[before.slots[s].block], NULL);
+    block_load(offload, j, offload->ring_address + offset);
     offload->ring_ticket = offload->pass->blocks[j]->ticket;
 }
 
@@ -453,7 +454,7 @@ static int load_resident(struct offload *offload, size_t j)
 static int load(struct offload *offload, size_t j, struct error *err)
 {
     struct block *block = offload->pass->blocks[j];
-    int slot;
+    uint64_t offset;
 
     if (offload->resident[j]) {
         int result = load_resident(offload, j);
@@ -464,9 +465,8 @@ static int load(struct offload *offload, size_t j, struct error *err)
             return out_of_memory(offload, result, block->bytes, err);
         offload->resident[j] = offload->stays[j] = false;
     }
-    slot = ring_find(&offload->slots, offload->turn, j, 0);
-    if (slot >= 0)
-        load_into(offload, slot, j);
+    if (ring_find(&offload->ring, offload->turn, j, 0, &offset))
+        load_at(offload, offset, j);
     return 0;
 }
 
@@ -475,19 +475,19 @@ int offload_acquire(struct offload *offload, size_t i, bool wrap, struct error *
     const struct block_list *pass = offload->pass;
     size_t next = i + 1 < pass->count ? i + 1 : wrap ? 0 : i;
     struct error early;
-    int slot;
+    uint64_t offset;
 
     offload->in_use = pass->blocks[i];
     offload->turn = i;
-    offload->slots.wrap = wrap;
+    offload->ring.wrap = wrap;
     if (pass->blocks[i]->memory == NULL && load(offload, i, err) != 0)
         return err->code;
     /* Early: where a block in use that another plan left there takes its room, in its turn. */
     if (pass->blocks[next]->memory == NULL && offload->resident[next] &&
         load(offload, next, &early) != 0 && early.code != -ENOMEM)
         return error_set(err, -early.code, "%s", early.text);
-    while (ring_next(&offload->slots, i, &next, &slot))
-        load_into(offload, slot, next);
+    while (ring_next(&offload->ring, i, &next, &offset))
+        load_at(offload, offset, next);
     offload->backend->ops->copy_wait(offload->backend, pass->blocks[i]->ticket);
     return 0;
 }

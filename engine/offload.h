@@ -43,11 +43,11 @@ struct offload {
     bool *other;    /* work: of another plan */
     bool *stays;    /* the same, and those that are still there from before: not for the ring */
     size_t capacity;
-    uint64_t *bytes;      /* [blocks of the pass] */
-    uintptr_t ring;       /* address in the arena, 0 if none */
-    uint64_t ring_ticket; /* of the last copy into it */
+    uint64_t *bytes;        /* [blocks of the pass] */
+    uintptr_t ring_address; /* in the arena, 0 if none */
+    uint64_t ring_ticket;   /* of the last copy into it */
     uint64_t ring_bytes;
-    struct ring slots;
+    struct ring ring;
     size_t turn;          /* of the block in use, in the pass … */
     struct block *in_use; /* … which is never evicted */
     uint64_t room;        /* that the plan was made for */

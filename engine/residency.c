@@ -91,19 +91,24 @@ static uint64_t next_longest(const struct residency_case *c, uint64_t bytes)
     return next;
 }
 
-/* Two blocks that follow each other, of those that may pass. */
-static uint64_t longest_pair(const struct residency_case *c, uint64_t longest_bytes)
+/* The longest `run` blocks that follow each other, of those that may pass. */
+static uint64_t longest_run(const struct residency_case *c, uint64_t longest_bytes, size_t run)
 {
-    uint64_t before = 0, first = 0, pair = 0;
+    uint64_t most = 0;
 
-    for (size_t i = 0; i < c->count; i++) {
-        if (c->bytes[i] > longest_bytes)
-            continue;
-        first = first == 0 ? c->bytes[i] : first;
-        pair = before + c->bytes[i] > pair ? before + c->bytes[i] : pair;
-        before = c->bytes[i];
+    for (size_t first = 0; first < c->count; first++) {
+        uint64_t bytes = 0;
+        size_t taken = 0;
+
+        for (size_t n = 0; n < c->count && taken < run; n++) {
+            uint64_t next = c->bytes[(first + n) % c->count];
+
+            bytes += next <= longest_bytes ? next : 0;
+            taken += next <= longest_bytes;
+        }
+        most = bytes > most ? bytes : most;
     }
-    return before + first > pair ? before + first : pair;
+    return most;
 }
 
 /* What blocks that can't pass, and those shorter than a page, leave to the ring. */
@@ -190,13 +195,13 @@ int residency_plan(const struct residency_case *c, bool *resident, struct reside
     uint64_t longest = 0;
 
     /* A short ring leaves more room, but keeps long blocks in it, or copies from going on while
-     * the block before is in use. */
+     * blocks before are in use. */
     do {
-        const uint64_t rings[] = {2 * longest, longest_pair(c, longest), left_for(c, longest),
-                                  longest};
+        const uint64_t rings[] = {longest_run(c, longest, 3), 2 * longest,
+                                  longest_run(c, longest, 2), left_for(c, longest), longest};
 
         for (size_t i = 0; i < sizeof rings / sizeof *rings; i++)
-            if (rings[i] >= longest && rings[i] <= 2 * longest)
+            if (rings[i] >= longest && rings[i] <= 3 * longest)
                 try_densities(c, (struct choice){longest, rings[i], 0}, resident, &best);
         if (longest == 0 && best.period < INFINITY)
             break; /* all stay, which nothing is faster than */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Which blocks of a pass stay on the device, and which pass through the ring of slots.
+ * Which blocks of a pass stay on the device, and which pass through the ring (ring.h).
  *
  * Pure arithmetic, without a device: what there is to decide under a budget is decided here.
  */

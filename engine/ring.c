@@ -3,85 +3,94 @@
 
 struct ring ring_empty(size_t count, const bool *stays, const uint64_t *bytes, uint64_t size_bytes)
 {
-    return (struct ring){.count = count,
-                         .stays = stays,
-                         .bytes = bytes,
-                         .size_bytes = size_bytes,
-                         .held = {RING_EMPTY, RING_EMPTY}};
+    struct ring ring = {.count = count, .stays = stays, .bytes = bytes, .size_bytes = size_bytes};
+
+    for (int s = 0; s < RING_SLOTS; s++)
+        ring.slots[s].block = RING_EMPTY;
+    return ring;
 }
 
 int ring_slot(const struct ring *ring, size_t j)
 {
     for (int s = 0; s < RING_SLOTS; s++)
-        if (ring->held[s] == j)
+        if (ring->slots[s].block == j)
             return s;
     return -1;
 }
 
-uint64_t ring_offset(const struct ring *ring, int slot, size_t j)
+/* Whether block j at an offset lies on what is in a slot. */
+static bool overlaps(const struct ring *ring, const struct ring_slot *slot, uint64_t offset,
+                     size_t j)
 {
-    return slot == 0 ? 0 : ring->size_bytes - ring->bytes[j];
-}
-
-/* Whether block j in a slot leaves the other one's as it is. */
-static bool fits(const struct ring *ring, int slot, size_t j)
-{
-    size_t other = ring->held[1 - slot];
-
-    return other == RING_EMPTY || ring->bytes[other] + ring->bytes[j] <= ring->size_bytes;
+    return slot->block != RING_EMPTY && slot->offset < offset + ring->bytes[j] &&
+           offset < slot->offset + ring->bytes[slot->block];
 }
 
 /* How many blocks come before block j is used, counted from block i; those before i come with the
  * next run, or never. */
 static size_t distance(const struct ring *ring, size_t i, size_t j)
 {
-    if (j == RING_EMPTY)
-        return SIZE_MAX;
     if (j >= i)
         return j - i;
     return ring->wrap ? j + ring->count - i : SIZE_MAX;
 }
 
-/* How soon one of those will be used that block j in a slot drives out; 0: it is in use. */
-static size_t soonest(const struct ring *ring, size_t i, int slot, size_t j)
+/* Whether block j finds a place at an offset, and all that it drives out is used late enough. */
+static bool goes(const struct ring *ring, size_t i, uint64_t offset, size_t j, size_t least)
 {
-    size_t here = distance(ring, i, ring->held[slot]);
-    size_t there = fits(ring, slot, j) ? SIZE_MAX : distance(ring, i, ring->held[1 - slot]);
+    bool free = false;
 
-    return here < there ? here : there;
+    if (offset + ring->bytes[j] > ring->size_bytes)
+        return false;
+    for (int s = 0; s < RING_SLOTS; s++) {
+        const struct ring_slot *slot = &ring->slots[s];
+        bool hit = overlaps(ring, slot, offset, j);
+
+        free |= hit || slot->block == RING_EMPTY;
+        if (hit && (slot->block == i || distance(ring, i, slot->block) < least))
+            return false;
+    }
+    return free;
 }
 
-int ring_find(const struct ring *ring, size_t i, size_t j, size_t least)
+bool ring_find(const struct ring *ring, size_t i, size_t j, size_t least, uint64_t *offset)
 {
-    size_t farthest = least > 0 ? least : 1;
-    int found = -1;
+    *offset = ring->next;
+    if (goes(ring, i, *offset, j, least))
+        return true;
+    *offset = 0;
+    if (goes(ring, i, *offset, j, least))
+        return true;
+    for (int s = 0; s < RING_SLOTS; s++) {
+        if (ring->slots[s].block == RING_EMPTY)
+            continue;
+        *offset = ring->slots[s].offset + ring->bytes[ring->slots[s].block];
+        if (goes(ring, i, *offset, j, least))
+            return true;
+    }
+    return false;
+}
+
+void ring_put(struct ring *ring, uint64_t offset, size_t j)
+{
+    int empty = -1;
 
     for (int s = 0; s < RING_SLOTS; s++) {
-        size_t away = soonest(ring, i, s, j);
-
-        if (away >= farthest) {
-            found = s;
-            farthest = away;
-        }
+        if (overlaps(ring, &ring->slots[s], offset, j))
+            ring->slots[s].block = RING_EMPTY;
+        if (ring->slots[s].block == RING_EMPTY)
+            empty = s;
     }
-    return found;
+    ring->slots[empty] = (struct ring_slot){j, offset};
+    ring->next = offset + ring->bytes[j];
 }
 
-void ring_put(struct ring *ring, int slot, size_t j)
-{
-    if (!fits(ring, slot, j))
-        ring->held[1 - slot] = RING_EMPTY;
-    ring->held[slot] = j;
-}
-
-bool ring_next(const struct ring *ring, size_t i, size_t *j, int *slot)
+bool ring_next(const struct ring *ring, size_t i, size_t *j, uint64_t *offset)
 {
     for (size_t n = 1; n < ring->count && (ring->wrap || i + n < ring->count); n++) {
         *j = (i + n) % ring->count;
-        if (ring->stays[*j] || ring_slot(ring, *j) >= 0)
-            continue;
-        *slot = ring_find(ring, i, *j, n + 1);
-        return *slot >= 0;
+        if (!ring->stays[*j] && ring_slot(ring, *j) < 0)
+            return ring_find(ring, i, *j, n + 1, offset);
     }
     return false;
 }

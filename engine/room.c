@@ -88,7 +88,7 @@ uint64_t company_bytes(const struct image *image)
     for (size_t i = 0; i < step->count; i++)
         longest = larger(longest, step->blocks[i]->bytes);
     return COMPANY * in_pages(engine, image->needs.state) + in_pages(engine, image->needs.step) +
-           in_pages(engine, RING_SLOTS * longest);
+           in_pages(engine, 2 * longest);
 }
 
 int measure_least_budget(struct engine *engine, struct error *err)

@@ -16,25 +16,25 @@ static double later(double a, double b)
     return a > b ? a : b;
 }
 
-static void load(const struct schedule_case *c, struct ring *ring, struct clocks *clocks, int slot,
-                 size_t j)
+static void load(const struct schedule_case *c, struct ring *ring, struct clocks *clocks,
+                 uint64_t offset, size_t j)
 {
-    ring_put(ring, slot, j);
+    ring_put(ring, offset, j);
     clocks->copy = later(clocks->copy, clocks->compute) + (double)c->bytes[j] * c->copy_byte_s;
-    clocks->copied[slot] = clocks->copy;
+    clocks->copied[ring_slot(ring, j)] = clocks->copy;
     if (c->in_turn)
         clocks->compute = clocks->copy;
 }
 
 static void use(const struct schedule_case *c, struct ring *ring, struct clocks *clocks, size_t i)
 {
+    uint64_t offset;
     size_t j;
-    int slot;
 
-    if (!c->stays[i] && ring_slot(ring, i) < 0)
-        load(c, ring, clocks, ring_find(ring, i, i, 0), i);
-    while (ring_next(ring, i, &j, &slot))
-        load(c, ring, clocks, slot, j);
+    if (!c->stays[i] && ring_slot(ring, i) < 0 && ring_find(ring, i, i, 0, &offset))
+        load(c, ring, clocks, offset, i);
+    while (ring_next(ring, i, &j, &offset))
+        load(c, ring, clocks, offset, j);
     if (!c->stays[i])
         clocks->compute = later(clocks->compute, clocks->copied[ring_slot(ring, i)]);
     clocks->compute +=

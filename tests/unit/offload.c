@@ -223,8 +223,8 @@ static void check_copies(struct rig *rig)
         for (size_t l = 0; l < o->list_count; l++)
             for (size_t i = 0; i < o->lists[l]->count; i++)
                 owned |= (uintptr_t)o->lists[l]->blocks[i]->memory == copy->touches[c].first;
-        owned |= o->ring != 0 && copy->touches[c].first >= o->ring &&
-                 copy->touches[c].first < o->ring + o->ring_bytes;
+        owned |= o->ring_address != 0 && copy->touches[c].first >= o->ring_address &&
+                 copy->touches[c].first < o->ring_address + o->ring_bytes;
         if (!EXPECT(owned, "a copy goes on in memory that was given back"))
             return;
     }

@@ -182,7 +182,7 @@ static double try_plan(struct pass *p)
                               .ring_bytes = p->offload.ring_bytes,
                               .copy_byte_s = p->device.copy_byte_s,
                               .compute_s = p->compute_s};
-    double start, takes, copy_s, longer, shorter;
+    double start, takes, copy_s, longer, shorter, ahead;
     uint64_t before;
 
     if (!pass_run(p, 4))
@@ -197,7 +197,10 @@ static double try_plan(struct pass *p)
            schedule_period(&c));
     longer = copy_s > p->all_compute_s ? copy_s : p->all_compute_s;
     shorter = copy_s > p->all_compute_s ? p->all_compute_s : copy_s;
-    EXPECT(takes >= longer * (1 - 1e-9) && takes <= (copy_s + p->all_compute_s) * (1 + 1e-9));
+    /* More may have been copied ahead at the end than at the start. */
+    ahead = (double)p->offload.ring_bytes * p->device.copy_byte_s / 4;
+    EXPECT(takes >= longer * (1 - 1e-9) - ahead &&
+           takes <= (copy_s + p->all_compute_s) * (1 + 1e-9) + ahead);
     if (p->offload.stats.streamed_bytes == 0)
         EXPECT(copy_s == 0, "what the ring holds is copied once");
     return shorter > 0.1 * longer ? (longer + shorter - takes) / shorter : 1;
@@ -257,12 +260,20 @@ static void test_link_is_busy(void)
     EXPECT(close_to(schedule_period(&c), 15 * COUNT), "each waits for the other");
 }
 
-/* What is in the ring does not overlap. */
+/* What is in the ring lies within it and does not overlap. */
 static bool lies_apart(const struct ring *ring)
 {
-    return ring->held[0] == RING_EMPTY || ring->held[1] == RING_EMPTY ||
-           ring_offset(ring, 0, ring->held[0]) + ring->bytes[ring->held[0]] <=
-               ring_offset(ring, 1, ring->held[1]);
+    bool apart = true;
+
+    for (const struct ring_slot *a = ring->slots; a < ring->slots + RING_SLOTS; a++) {
+        if (a->block == RING_EMPTY)
+            continue;
+        apart &= a->offset + ring->bytes[a->block] <= ring->size_bytes;
+        for (const struct ring_slot *b = ring->slots; b < a; b++)
+            apart &= b->block == RING_EMPTY || a->offset + ring->bytes[a->block] <= b->offset ||
+                     b->offset + ring->bytes[b->block] <= a->offset;
+    }
+    return apart;
 }
 
 /* While block i is in use the ring is filled with what comes next, in order, and what is needed
@@ -271,7 +282,7 @@ static void test_ring(void)
 {
     for (int round = 0; round < 2000; round++) {
         bool stays[BLOCKS_MAX];
-        uint64_t bytes[BLOCKS_MAX], size = 20 + below(20);
+        uint64_t bytes[BLOCKS_MAX], size = 20 + below(60);
         size_t count = 1 + below(BLOCKS_MAX), i = 0;
         struct ring ring = ring_empty(count, stays, bytes, size);
 
@@ -281,21 +292,21 @@ static void test_ring(void)
         }
         ring.wrap = below(2) == 0;
         for (int turn = 0; turn < 60; turn++, i = (i + 1) % count) {
+            uint64_t offset;
             size_t next;
-            int slot;
 
             if (!ring.wrap && i == 0)
                 ring = ring_empty(count, stays, bytes, size);
             if (!stays[i] && ring_slot(&ring, i) < 0)
-                ring_put(&ring, ring_find(&ring, i, i, 0), i);
-            while (ring_next(&ring, i, &next, &slot)) {
+                EXPECT(ring_find(&ring, i, i, 0, &offset)), ring_put(&ring, offset, i);
+            while (ring_next(&ring, i, &next, &offset)) {
                 struct ring before = ring;
                 size_t away = (next + count - i) % count;
 
                 EXPECT(!stays[next] && ring_slot(&ring, next) < 0);
-                ring_put(&ring, slot, next);
+                ring_put(&ring, offset, next);
                 for (int s = 0; s < RING_SLOTS; s++) {
-                    size_t given_up = before.held[s];
+                    size_t given_up = before.slots[s].block;
 
                     if (given_up == RING_EMPTY || ring_slot(&ring, given_up) >= 0)
                         continue;
