@@ -310,8 +310,8 @@ void cuda_gemm(struct cuda_backend *cuda, const struct gemm *args)
         cuda_fail(cuda, EIO, "cuBLASLt", cublasLtGetStatusString(status));
 }
 
-/* Other activations than GELU follow in a kernel of their own, on the product in fp32: some rows at
- * a time in the workspace's tile. */
+/* Other activations than GELU, whose tanh cuBLASLt computes well enough for bf16 only, follow in a
+ * kernel of their own, on the product in fp32: some rows at a time in the workspace's tile. */
 static void linear_activated(struct cuda_backend *cuda, const struct linear *args,
                              const struct gemm *gemm)
 {
@@ -352,7 +352,8 @@ void cuda_linear(struct backend *backend, const struct linear *args)
         .activation = args->activation,
     };
 
-    if (args->activation == ACTIVATION_QUICK_GELU || args->activation == ACTIVATION_SILU)
+    if (args->activation != ACTIVATION_NONE &&
+        (args->activation != ACTIVATION_GELU_TANH || args->y.dtype == DTYPE_F32))
         linear_activated(cuda_of(backend), args, &gemm);
     else
         cuda_gemm(cuda_of(backend), &gemm);
