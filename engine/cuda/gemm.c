@@ -5,18 +5,25 @@
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "engine/cuda/cuda.h"
 
 /* What addresses and rows must be multiples of for the matrix units' loads. */
 enum { ALIGNMENT = 16, ALIGNED_ELEMENTS = 8 };
 
-/* How algorithms are compared: a dozen shapes of an image take about half a second. */
+/* How algorithms are compared: a dozen shapes of an image take about a second. */
 enum { PROPOSALS = 16, WARM_RUNS = 4, FINALISTS = 4, FINAL_ROUNDS = 2, FINAL_RUNS = 4 };
 
-/* A product that takes less is not worth comparing; and how long proposals of a shape are tried. */
+/* Those of the best tiles are also tried with what the library does not propose. */
+enum { TILES = 3, CUSTOM_OPTIONS = 8, CLUSTERS = 2 };
+enum { CANDIDATES = PROPOSALS + TILES * CUSTOM_OPTIONS * CLUSTERS };
+
+/* A product that takes less is not worth comparing, or not so widely; and how long algorithms of a
+ * shape are tried each time. */
 #define WORTH_MS 0.02f
-#define SHAPE_MS 20.0f
+#define WIDELY_MS 0.1f
+#define SHAPE_MS 30.0f
 
 static void plan_finish(struct gemm_plan *plan)
 {
@@ -180,8 +187,13 @@ static float measure(struct cuda_backend *cuda, struct gemm_plan *plan, const st
 }
 
 struct candidate {
-    const cublasLtMatmulAlgo_t *algorithm;
+    cublasLtMatmulAlgo_t algorithm;
     float ms;
+};
+
+struct candidates {
+    struct candidate all[CANDIDATES];
+    int count;
 };
 
 static int candidate_compare(const void *a, const void *b)
@@ -191,39 +203,99 @@ static int candidate_compare(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Each proposal once, after a run that loads its code, until time is up; then the best few in turn,
- * as clocks drift. A product that is short keeps the first. */
+static void candidates_sort(struct candidates *c)
+{
+    qsort(c->all, (size_t)c->count, sizeof *c->all, candidate_compare);
+}
+
+static bool is_candidate(const struct candidates *c, const cublasLtMatmulAlgo_t *algorithm)
+{
+    for (int i = 0; i < c->count; i++)
+        if (memcmp(&c->all[i].algorithm, algorithm, sizeof *algorithm) == 0)
+            return true;
+    return false;
+}
+
+/* Adds what the library allows with the tile of an algorithm, though it did not propose it. */
+static void candidates_widen(struct candidates *c, const struct gemm_plan *plan,
+                             cublasLtHandle_t blas, const cublasLtMatmulAlgo_t *from)
+{
+    static const uint16_t clusters[CLUSTERS] = {CUBLASLT_CLUSTER_SHAPE_2x1x1,
+                                                CUBLASLT_CLUSTER_SHAPE_1x2x1};
+
+    for (uint32_t option = 0; option < CUSTOM_OPTIONS; option++)
+        for (int i = 0; i < CLUSTERS; i++) {
+            cublasLtMatmulAlgo_t algorithm = *from;
+
+            if (!cublasLtMatmulAlgoConfigSetAttribute(
+                    &algorithm, CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION, &option, sizeof option) &&
+                !cublasLtMatmulAlgoConfigSetAttribute(&algorithm,
+                                                      CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID,
+                                                      &clusters[i], sizeof clusters[i]) &&
+                !is_candidate(c, &algorithm) && algorithm_possible(plan, blas, &algorithm))
+                c->all[c->count++] = (struct candidate){algorithm, INFINITY};
+        }
+}
+
+/* Those from `first` on once, after a run that loads the code, until time is up; then sorts all. */
+static void candidates_try(struct candidates *c, int first, struct cuda_backend *cuda,
+                           struct gemm_plan *plan, const struct gemm *args)
+{
+    float spent = 0;
+
+    for (int i = first; i < c->count && spent < SHAPE_MS; i++) {
+        float ms = measure(cuda, plan, args, &c->all[i].algorithm, 1);
+
+        if (ms < INFINITY)
+            ms = measure(cuda, plan, args, &c->all[i].algorithm, 1);
+        c->all[i].ms = ms;
+        spent += ms < INFINITY ? 2 * ms : 0;
+    }
+    candidates_sort(c);
+}
+
+/* The best few in turn, as clocks drift. */
+static void candidates_compare(struct candidates *c, struct cuda_backend *cuda,
+                               struct gemm_plan *plan, const struct gemm *args)
+{
+    c->count = c->count < FINALISTS ? c->count : FINALISTS;
+    for (int round = 0; round < FINAL_ROUNDS && c->count > 1; round++)
+        for (int i = 0; i < c->count; i++) {
+            float ms = measure(cuda, plan, args, &c->all[i].algorithm, FINAL_RUNS);
+
+            c->all[i].ms = round == 0 || ms < c->all[i].ms ? ms : c->all[i].ms;
+        }
+    candidates_sort(c);
+}
+
+/* What is proposed; for a product that takes long, also what is like the best of that. A product
+ * that is short keeps the first proposal. */
 static void plan_measure(struct cuda_backend *cuda, struct gemm_plan *plan, const struct gemm *args,
                          const cublasLtMatmulHeuristicResult_t *found, int count)
 {
-    struct candidate all[PROPOSALS];
-    float spent = 0;
-    int tried = 0;
+    struct candidates c = {.count = 1};
 
+    for (int i = 0; i < count; i++)
+        c.all[i] = (struct candidate){found[i].algo, INFINITY};
     measure(cuda, plan, args, &found[0].algo, WARM_RUNS);
-    while (tried < count && spent < SHAPE_MS) {
-        const cublasLtMatmulAlgo_t *algorithm = &found[tried].algo;
-        float ms = measure(cuda, plan, args, algorithm, 1);
-
-        if (ms < INFINITY)
-            ms = measure(cuda, plan, args, algorithm, 1);
-        all[tried++] = (struct candidate){algorithm, ms};
-        spent += ms < INFINITY ? 2 * ms : 0;
-        if (tried == 1 && ms < WORTH_MS)
-            break;
+    candidates_try(&c, 0, cuda, plan, args);
+    if (c.all[0].ms >= WORTH_MS) {
+        c.count = count;
+        candidates_try(&c, 1, cuda, plan, args);
     }
-    qsort(all, (size_t)tried, sizeof *all, candidate_compare);
-    tried = tried < FINALISTS ? tried : FINALISTS;
-    for (int round = 0; round < FINAL_ROUNDS && tried > 1; round++)
-        for (int i = 0; i < tried; i++) {
-            float ms = measure(cuda, plan, args, all[i].algorithm, FINAL_RUNS);
+    if (c.all[0].ms >= WIDELY_MS && c.all[0].ms < INFINITY) {
+        struct candidate best[TILES];
+        int proposed = c.count;
 
-            all[i].ms = round == 0 || ms < all[i].ms ? ms : all[i].ms;
-        }
-    qsort(all, (size_t)tried, sizeof *all, candidate_compare);
-    if (all[0].ms == INFINITY)
+        memcpy(best, c.all, sizeof best);
+        for (int i = 0; i < TILES && i < proposed; i++)
+            candidates_widen(&c, plan, cuda->blas, &best[i].algorithm);
+        candidates_try(&c, proposed, cuda, plan, args);
+    }
+    candidates_compare(&c, cuda, plan, args);
+    if (c.all[0].ms == INFINITY)
         return;
-    plan->algorithm = *all[0].algorithm;
+    plan->algorithm = c.all[0].algorithm;
     gemm_cache_add(&cuda->plans.cache, &(struct gemm_choice){plan->shape, plan->algorithm});
 }
 

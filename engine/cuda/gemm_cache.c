@@ -143,7 +143,7 @@ void gemm_cache_open(struct gemm_cache *cache, const char *device, size_t librar
 {
     *cache = (struct gemm_cache){0};
     find_path(cache->path, sizeof cache->path);
-    snprintf(cache->head, sizeof cache->head, "fluxfs products 2, cuBLASLt %zu, %s\n",
+    snprintf(cache->head, sizeof cache->head, "fluxfs products 3, cuBLASLt %zu, %s\n",
              library_version, device);
     if (cache->path[0] != '\0')
         read_file(cache);

@@ -75,12 +75,12 @@ static void test_damaged(void)
 {
     static const char *const texts[] = {
         "",
-        "fluxfs products 2, cuBLASLt 130000, some GPU",
-        "fluxfs products 2, cuBLASLt 130000, some GPU\n1 2 3\n",
-        "fluxfs products 2, cuBLASLt 130000, some GPU\n1 2 3 4 5 6 2 0 0 4 1 2 3 4 5 6 7\n",
-        "fluxfs products 2, cuBLASLt 130000, some GPU\n1 2 3 4 5 6 2 0 0 4 1 2 3 4 5 6 7 8 9\n",
-        "fluxfs products 2, cuBLASLt 130000, some GPU\n1 2 3 4 5 6 2 0 0 4 1 2 3 4 5 6 7 8",
-        "fluxfs products 2, cuBLASLt 130000, some GPU\n\n\nx y z\n",
+        "fluxfs products 3, cuBLASLt 130000, some GPU",
+        "fluxfs products 3, cuBLASLt 130000, some GPU\n1 2 3\n",
+        "fluxfs products 3, cuBLASLt 130000, some GPU\n1 2 3 4 5 6 2 0 0 4 1 2 3 4 5 6 7\n",
+        "fluxfs products 3, cuBLASLt 130000, some GPU\n1 2 3 4 5 6 2 0 0 4 1 2 3 4 5 6 7 8 9\n",
+        "fluxfs products 3, cuBLASLt 130000, some GPU\n1 2 3 4 5 6 2 0 0 4 1 2 3 4 5 6 7 8",
+        "fluxfs products 3, cuBLASLt 130000, some GPU\n\n\nx y z\n",
     };
 
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
@@ -89,7 +89,7 @@ static void test_damaged(void)
     }
     /* A good line among bad ones, and the same shape twice. */
     write_file(
-        "fluxfs products 2, cuBLASLt 130000, some GPU\nx\n1 2 3 4 5 6 2 0 0 4 1 2 3 4 5 6 7 8\n"
+        "fluxfs products 3, cuBLASLt 130000, some GPU\nx\n1 2 3 4 5 6 2 0 0 4 1 2 3 4 5 6 7 8\n"
         "1 2 3 4 5 6 2 0 0 4 8 7 6 5 4 3 2 1\n");
     EXPECT(read_count("some GPU", 130000) == 1);
 }

@@ -36,9 +36,16 @@ struct preference {
 struct choice {
     uint64_t m, n, workspace_bytes;
     uint32_t alignment[4], reductions;
+    uint16_t custom, cluster;
     uint64_t number;
 };
 _Static_assert(sizeof(struct choice) <= sizeof(cublasLtMatmulAlgo_t), "");
+
+/* Of what nobody proposed, most is not there. */
+static bool is_there(const struct choice *choice)
+{
+    return choice->custom < 2 && choice->cluster != CUBLASLT_CLUSTER_SHAPE_1x2x1;
+}
 
 /* Everything that a product needs when the stream comes to it. */
 struct product_work {
@@ -183,7 +190,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t blas, cublasLtMatmulDesc_t produc
     memcpy(&choice, algo, sizeof choice);
     w.rounds = w.d.type == CUDA_R_16BF && (choice.reductions & ROUNDING) != 0;
     demand(choice.m == w.d.rows && choice.n == w.d.cols, "an algorithm for another shape");
-    demand(choice.number != 1, "an algorithm that was said to fail");
+    demand(choice.number != 1 && is_there(&choice), "an algorithm that was said to fail");
     demand(choice.workspace_bytes <= workspace_bytes, "less workspace than was promised");
     demand((uintptr_t)workspace % 256 == 0, "workspace not aligned to 256 bytes");
     demand(aligned(a, &w.a, choice.alignment[0]) && aligned(b, &w.b, choice.alignment[1]) &&
@@ -357,6 +364,26 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t blas, cublasLtMat
     return CUBLAS_STATUS_SUCCESS;
 }
 
+cublasStatus_t cublasLtMatmulAlgoConfigSetAttribute(cublasLtMatmulAlgo_t *algo,
+                                                    cublasLtMatmulAlgoConfigAttributes_t attribute,
+                                                    const void *value, size_t bytes)
+{
+    struct choice choice;
+    uint32_t custom;
+
+    memcpy(&choice, algo, sizeof choice);
+    if (attribute == CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION) {
+        take(&custom, sizeof custom, value, bytes);
+        choice.custom = (uint16_t)custom;
+    } else if (attribute == CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID) {
+        take(&choice.cluster, sizeof choice.cluster, value, bytes);
+    } else {
+        demand(false, "an attribute of an algorithm that is not emulated");
+    }
+    memcpy(algo, &choice, sizeof choice);
+    return CUBLAS_STATUS_SUCCESS;
+}
+
 cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t blas, cublasLtMatmulDesc_t product,
                                        cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
                                        cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
@@ -370,7 +397,7 @@ cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t blas, cublasLtMatmulDesc
     memset(result, 0, sizeof *result);
     result->algo = *algo;
     result->workspaceSize = choice.workspace_bytes;
-    result->state = choice.m == layout->rows && choice.n == layout->cols
+    result->state = choice.m == layout->rows && choice.n == layout->cols && is_there(&choice)
                         ? CUBLAS_STATUS_SUCCESS
                         : CUBLAS_STATUS_NOT_SUPPORTED;
     return CUBLAS_STATUS_SUCCESS;
