@@ -294,10 +294,12 @@ def offload(pipeline):
 
 
 def failures(pipeline, options, limit, most):
-    """How many of the images find no memory within the limit; with `most` of them it ends."""
+    """How many of the images find no memory within the limit (with `most` of them it ends), and the
+    peak requested, which is less under a limit: cuDNN takes what algorithms there is room for."""
     import torch
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
     torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
     count = 0
     for size in sizes(options):
@@ -313,23 +315,20 @@ def failures(pipeline, options, limit, most):
             count += 1
         if count == most:
             break
-    return count
+    return count, torch.cuda.memory_stats()["requested_bytes.all.peak"]
 
 
 def find_least(pipeline, options, figures):
     """First how many images fail with 110 % of the peak, then halves the interval in which the
     least limit lies, until it is short. Yields what is known, whenever it is more."""
-    low, high = figures["requested"], figures["reserved"]
-    middle = figures["requested"] * 11 // 10
-    figures["failed"] = failures(pipeline, options, middle, options.images)
-    figures["least"] = (middle, high) if figures["failed"] else (low, min(middle, high))
-    yield figures
-    while figures["least"][1] - figures["least"][0] > 16 * MIB:
-        low, high = figures["least"]
-        middle = (low + high) // 2
-        failed = failures(pipeline, options, middle, 1)
-        figures["least"] = (middle, high) if failed else (low, middle)
-        yield figures
+    requested, most = figures["requested"], options.images
+    low, high, limit = requested // 2, figures["reserved"], requested * 11 // 10
+    while high - low > 16 * MIB:
+        failed, peak = failures(pipeline, options, limit, most)
+        figures.setdefault("failed", failed)
+        low, high, requested = (limit, high, requested) if failed else (low, limit, peak)
+        yield figures | {"least": (low, high, requested)}
+        limit, most = (low + high) // 2, 1
 
 
 def run_child(options):
@@ -391,10 +390,10 @@ def describe_policy(policy, figures):
             f"fragmentation "
             f"{100 * figures['end']:.1f} % at the end, {100 * figures['worst']:.1f} % at worst")
     if "least" in figures:
-        low, high = figures["least"]
-        line += (f"; {figures['failed']} images fail with 110 % of the peak requested; least limit "
-                 f"above {low / MIB:.0f} MiB, at most {high / MIB:.0f}, E "
-                 f"{100 * (1 - requested / high):.1f} %")
+        low, high, requested = figures["least"]
+        line += (f"; {figures['failed']} images fail with 110 % of that; the least limit is above "
+                 f"{low / MIB:.0f} MiB, at most {high / MIB:.0f}, with which {requested / MIB:.0f} "
+                 f"are requested, so that E is {100 * (1 - requested / high):.1f} %")
     return line
 
 
