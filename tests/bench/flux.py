@@ -8,9 +8,10 @@ usage: flux.py --picture BENCH_PICTURE --model FOLDER [--modules FOLDER] [--back
 
 A budget of 0 is no limit; budgets are tried at the first size. The floor of a step is the larger of
 two times measured here: its matrix products and attention, and the weights that the budget can't
-hold over the link. --accuracy compares final latents with diffusers in fp32. --limit bounds each
-run. Every result is appended to --out as a line of JSON when it is there, so that what was measured
-is kept if the rest is cut short. The exit status is 2 if a run of ours failed, 1 if a goal is missed.
+hold over the link. (A card held to its power needs longer for all of them in a row: printed too.)
+--accuracy compares final latents with diffusers in fp32. --limit bounds each run. Every result is
+appended to --out as a line of JSON when it is there, so that what was measured is kept if the rest
+is cut short. The exit status is 2 if a run of ours failed, 1 if a goal is missed.
 """
 import argparse
 import json
@@ -179,6 +180,8 @@ def print_table(options, results):
         floor = floor_of(options, results, size, 0)
         if floor:
             print(f'{size + ": floor":34} {floor:8.4f}')
+            row_s = results.find(who='diffusers', size=size, mode='ceilings').get('row_s', 0)
+            print(f'{"   its operations in a row":34} {row_s:8.4f}')
         for budget in [0] + (options.budgets if size == options.sizes[0] else []):
             title = f'{size}: fluxfs' + (f' in {budget / 1024:.3g} GiB' if budget else '')
             result = results.find(who='fluxfs', size=size, budget=budget)

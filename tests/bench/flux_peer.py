@@ -194,41 +194,52 @@ def linear_shapes(config, image, text):
 
 
 def ceilings(torch, options):
+    """Each operation alone and at rest before; row_s: all of a step in a row, a card at its power."""
     config = read_config(options, 'transformer')
     dtype = getattr(torch, options.dtype)
     image = options.width * options.height // 256
     heads, size = config['num_attention_heads'], config['attention_head_dim']
+    blocks = config['num_layers'] + config['num_single_layers']
     tokens = image + T5_TOKENS
-    linear_s = 0
+    linear_s, actions = 0, []
     with torch.inference_mode():
         for rows, inner, outer, count in linear_shapes(config, image, T5_TOKENS):
             x = torch.randn(rows, inner, dtype=dtype, device=options.device)
             weight = torch.randn(outer, inner, dtype=dtype, device=options.device) * 0.02
-            linear_s += count * timed(torch, options,
-                                      lambda x=x, weight=weight: torch.nn.functional.linear(
-                                          x, weight))
+            actions.append((count, lambda x=x, weight=weight: torch.nn.functional.linear(
+                x, weight)))
+            linear_s += count * timed(torch, options, actions[-1][1])
         q, k, v = (torch.randn(1, heads, tokens, size, dtype=dtype, device=options.device)
                    for _ in range(3))
-        attention_s = min(attention_times(torch, options, q, k, v))
-        result = dict(linear_s=linear_s,
-                      attention_s=attention_s * (config['num_layers'] + config['num_single_layers']),
-                      attention_tflops=4e-12 * heads * tokens**2 * size / attention_s)
+        attention_s, attend = fastest_attention(torch, options, q, k, v)
+        actions.append((blocks, attend))
+
+        def row():
+            for count, action in actions:
+                for _ in range(count):
+                    action()
+        result = dict(linear_s=linear_s, attention_s=attention_s * blocks,
+                      attention_tflops=4e-12 * heads * tokens**2 * size / attention_s,
+                      row_s=timed(torch, options, row))
         if options.device == 'cuda':
             result |= link(torch, options)
     return result
 
 
-def attention_times(torch, options, q, k, v):
-    """By each way that PyTorch has."""
+def fastest_attention(torch, options, q, k, v):
+    """Of the ways that PyTorch has, as (seconds, action)."""
     attend = torch.nn.functional.scaled_dot_product_attention
     if options.device != 'cuda':
-        return [timed(torch, options, lambda: attend(q, k, v))]
+        return timed(torch, options, lambda: attend(q, k, v)), lambda: attend(q, k, v)
     from torch.nn.attention import SDPBackend, sdpa_kernel
-    times = []
+    ways = []
     for way in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
-        with contextlib.suppress(RuntimeError), sdpa_kernel(way):
-            times.append(timed(torch, options, lambda: attend(q, k, v)))
-    return times
+        def action(way=way):
+            with sdpa_kernel(way):
+                attend(q, k, v)
+        with contextlib.suppress(RuntimeError):
+            ways.append((timed(torch, options, action), action))
+    return min(ways, key=lambda way: way[0])
 
 
 def link(torch, options):
