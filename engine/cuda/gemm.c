@@ -13,7 +13,7 @@
 enum { ALIGNMENT = 16, ALIGNED_ELEMENTS = 8 };
 
 /* How algorithms are compared: a dozen shapes of an image take about a second. */
-enum { PROPOSALS = 16, WARM_RUNS = 4, FINALISTS = 4, FINAL_ROUNDS = 2, FINAL_RUNS = 4 };
+enum { PROPOSALS = 16, WARM_RUNS = 4, FINALISTS = 8, FINAL_ROUNDS = 3, FINAL_RUNS = 4 };
 
 /* Those of the best tiles are also tried with what the library does not propose. */
 enum { TILES = 3, CUSTOM_OPTIONS = 8, CLUSTERS = 2 };
