@@ -23,7 +23,7 @@ enum { CUDA_STRIP_PIXELS = 65536 };
 /* Kernels, which are loaded at their first use: so much is set aside from the start, so that the
  * budget has no surprise for those who plan with it. Our own, of which nobody counts how much they
  * take, are a part of that. */
-#define CUDA_CODE_BYTES ((uint64_t)32 << 20)
+#define CUDA_CODE_BYTES ((uint64_t)40 << 20)
 #define CUDA_OWN_CODE_BYTES ((uint64_t)16 << 20)
 
 /* What the driver takes of an H100 besides. */

@@ -81,10 +81,16 @@ int draw_noise(const struct image *image, float *tokens)
 
 /* ---- the condition pass ---- */
 
-/* Steps of an image from the present one on whose modulations are computed at a time. */
+static int chunk_start(const struct image *image)
+{
+    return image->step - image->step % MODULATION_STEPS;
+}
+
+/* Steps of an image whose modulations are computed with the present one's. They are the same ones
+ * when that is done again halfway: a product of fewer rows may be rounded otherwise on a GPU. */
 static int chunk_of(const struct image *image)
 {
-    int steps = image->request.steps - image->step;
+    int steps = image->request.steps - chunk_start(image);
 
     return steps < MODULATION_STEPS ? steps : MODULATION_STEPS;
 }
@@ -181,7 +187,8 @@ static int condition_start(struct round *round, struct scratch *plans, struct er
         struct transformer_condition *args = &lane->condition;
 
         *args = condition_place(image, engine->workspace, &at);
-        if (lane->branch == image->branches && modulations_begin(image, chunk_of(image)) != 0)
+        if (lane->branch == image->branches &&
+            modulations_begin(image, chunk_start(image), chunk_of(image)) != 0)
             return error_set(err, ENOMEM, "out of host memory");
         args->text = lane->branch->text;
         if (!modulations_spill(image))

@@ -93,15 +93,13 @@ bool budget_watch(struct engine *engine)
 }
 
 /* The back end may have more for its own affairs where no picture needs that, of those that are
- * active or were found possible; nor a few of them in step, if there is room for those. */
+ * active or were found possible. */
 static void grant_context(struct engine *engine)
 {
     struct backend *backend = engine->backend;
     uint64_t wanted = backend->context_wanted;
     uint64_t kept = fixed_bytes(engine) + atomic_load(&engine->asked_bytes);
-    uint64_t company = fixed_bytes(engine) + atomic_load(&engine->company_bytes);
 
-    kept = company > kept && company <= engine->budget ? company : kept;
     if (wanted == 0 || kept + wanted > engine->budget ||
         least_budget(engine) + wanted > engine->budget)
         return;

@@ -45,13 +45,14 @@ struct tensor modulations_of(const struct image *image, const struct branch *bra
     return tensor_rows(branch->modulations, row, 1);
 }
 
-int modulations_begin(struct image *image, int steps)
+int modulations_begin(struct image *image, int first, int steps)
 {
     size_t width = (size_t)image->engine->transformer.modulation_width;
 
     modulations_forget(image);
-    image->chunk_first = image->fetched_steps = image->step;
+    image->chunk_first = first;
     image->chunk_steps = steps;
+    image->fetched_steps = image->step;
     for (int b = 0; modulations_spill(image) && b < image->branch_count; b++) {
         image->branches[b].spilled =
             malloc((size_t)steps * width * sizeof *image->branches[b].spilled);

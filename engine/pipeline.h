@@ -36,9 +36,8 @@ enum { MODULATION_STEPS = 32, MODULATION_ROWS = 2 };
 
 enum { ENGINE_WARNING_BYTES = 320 };
 
-/* Prompts or images that one pass serves; and images that make up for a link a third as fast as the
- * computing, as many cards' are. */
-enum { PASS_LANES = 8, COMPANY = 3 };
+/* Prompts or images that one pass serves. */
+enum { PASS_LANES = 8 };
 
 struct engine {
     struct engine_info info;
@@ -83,8 +82,7 @@ struct engine {
     uint64_t ceiling; /* what the device gave when it gave no more; the worker's, as the next two */
     double ceiling_until_s, ceiling_wait_s;
     uint64_t least_bytes; /* beyond fixed_bytes, that a picture of the smallest size needs; fixed */
-    _Atomic uint64_t asked_bytes; /* the same of the largest picture that was found possible, … */
-    _Atomic uint64_t company_bytes; /* … and of a few such in step */
+    _Atomic uint64_t asked_bytes; /* the same of the largest picture that was found possible */
 };
 
 /* Text of one side of the guidance: the prompt, and for true CFG the negative prompt. */
@@ -176,8 +174,6 @@ uint64_t engine_room(const struct engine *engine);
 int image_measure(struct image *image, struct error *err);
 /* The smallest budget that it can be made with. */
 uint64_t image_budget(const struct image *image);
-/* What steps of a few such images at once need to be fast: COMPANY of them. */
-uint64_t company_bytes(const struct image *image);
 int measure_least_budget(struct engine *engine, struct error *err);
 /* What is there whatever is painted, and what a picture of the smallest size needs, that included.
  */
@@ -221,9 +217,8 @@ void modulations_hold_few(struct image *image);
 void modulations_hold_all(struct image *image);
 /* Of the present step. */
 struct tensor modulations_of(const struct image *image, const struct branch *branch);
-/* Those of so many steps are to be computed, from the present one on. 0, or -ENOMEM (of the host).
- */
-int modulations_begin(struct image *image, int steps);
+/* Those of so many steps are to be computed, from the `first` on. 0, or -ENOMEM (of the host). */
+int modulations_begin(struct image *image, int first, int steps);
 /* Makes the present step's usable, and starts copying the next one's. */
 void modulations_fetch(struct image *image);
 /* Before the state's memory is given back. */

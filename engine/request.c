@@ -67,11 +67,11 @@ static double megabytes(uint64_t bytes)
 }
 
 /* What was found possible must stay so: nothing else is given the memory for it. */
-static void remember(_Atomic uint64_t *most, uint64_t bytes)
+static void remember(struct engine *engine, uint64_t bytes)
 {
-    uint64_t before = atomic_load(most);
+    uint64_t before = atomic_load(&engine->asked_bytes);
 
-    while (bytes > before && !atomic_compare_exchange_weak(most, &before, bytes))
+    while (bytes > before && !atomic_compare_exchange_weak(&engine->asked_bytes, &before, bytes))
         ;
 }
 
@@ -95,9 +95,7 @@ int engine_check(const struct engine *engine, const struct image_request *r, str
                          r->width_px, r->height_px, r->steps, megabytes(least),
                          (double)budget / 1e6);
     if (result == 0)
-        remember(&((struct engine *)engine)->asked_bytes, least - fixed_bytes(engine));
-    if (result == 0)
-        remember(&((struct engine *)engine)->company_bytes, company_bytes(&image));
+        remember((struct engine *)engine, least - fixed_bytes(engine));
     return result;
 }
 

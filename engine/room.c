@@ -79,18 +79,6 @@ uint64_t image_budget(const struct image *image)
            larger(larger(engine->encode_bytes, denoise), decode_bytes(engine, &image->needs));
 }
 
-uint64_t company_bytes(const struct image *image)
-{
-    const struct engine *engine = image->engine;
-    const struct block_list *step = &engine->transformer.step;
-    uint64_t longest = 0;
-
-    for (size_t i = 0; i < step->count; i++)
-        longest = larger(longest, step->blocks[i]->bytes);
-    return COMPANY * in_pages(engine, image->needs.state) + in_pages(engine, image->needs.step) +
-           in_pages(engine, 2 * longest);
-}
-
 int measure_least_budget(struct engine *engine, struct error *err)
 {
     int side = 2 * vae_enlargement(&engine->vae.config);

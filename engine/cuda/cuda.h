@@ -22,8 +22,6 @@ enum { CUDA_SLOTS = 16, CUDA_SLOT_BYTES = 8 << 20 };
  * are; the largest of a FLUX.1 in fp16 or fp32 fit. */
 #define CUDA_STORE_CHUNK_BYTES ((size_t)128 << 20)
 #define CUDA_STORE_IN_PLACE_BYTES ((size_t)256 << 10)
-/* Pinned at a time: while the driver does that, nothing else can be queued. */
-#define CUDA_STORE_PIN_BYTES ((size_t)8 << 20)
 
 /* What is pinned takes device memory too, for its page tables: 8 bytes for each page. Asked for
  * from the engine so much at a time. */

@@ -93,31 +93,7 @@ static bool copy_weight(struct host_store *store, const struct weight_copy *copy
 
     if (room == NULL || !weights_fill(copy, 0, n, room))
         return false;
-    *weight = (struct host_weight){{{room, bytes}}, bytes};
-    return true;
-}
-
-static void unpin(const struct host_store *store, const char *pages, size_t bytes)
-{
-    const struct host_store_options *options = &store->options;
-
-    for (size_t at = 0; at < bytes; at += options->pin_bytes)
-        options->unpin(options->owner, pages + at);
-}
-
-static bool pin(const struct host_store *store, const char *pages, size_t bytes)
-{
-    const struct host_store_options *options = &store->options;
-
-    for (size_t at = 0; at < bytes; at += options->pin_bytes) {
-        size_t left = bytes - at;
-
-        if (!options->pin(options->owner, pages + at,
-                          left < options->pin_bytes ? left : options->pin_bytes)) {
-            unpin(store, pages, at);
-            return false;
-        }
-    }
+    *weight = (struct host_weight){{{room, bytes}}};
     return true;
 }
 
@@ -139,14 +115,13 @@ static bool pin_weight(struct host_store *store, const struct weight_copy *copy,
     if (options->spare(options->owner, store->in_place_bytes) < middle)
         return false;
     edges = room_for(store, head + tail);
-    if (edges == NULL || !pin(store, source + head, middle))
+    if (edges == NULL || !options->pin(options->owner, source + head, middle))
         return false;
     store->in_place_bytes += middle;
     atomic_fetch_add(&store->pinned_bytes, middle);
     memcpy(edges, source, head);
     memcpy(edges + head, source + head + middle, tail);
-    *weight = (struct host_weight){{{edges, head}, {source + head, middle}, {edges + head, tail}},
-                                   options->pin_bytes};
+    *weight = (struct host_weight){{{edges, head}, {source + head, middle}, {edges + head, tail}}};
     return true;
 }
 
@@ -155,9 +130,8 @@ static void unpin_all(struct host_store *store)
     const struct host_store_options *options = &store->options;
 
     for (size_t i = 0; store->entries != NULL && i < ENTRIES; i++)
-        if (store->entries[i].kept)
-            unpin(store, store->entries[i].weight.piece[1].data,
-                  store->entries[i].weight.piece[1].bytes);
+        if (store->entries[i].kept && store->entries[i].weight.piece[1].data != NULL)
+            options->unpin(options->owner, store->entries[i].weight.piece[1].data);
     for (int i = 0; i < store->chunk_count; i++)
         options->release(options->owner, store->chunks[i]);
 }

@@ -28,19 +28,16 @@ struct host_store_options {
     uint64_t (*spare)(void *owner, uint64_t in_place);
     size_t chunk_bytes;    /* allocated at a time; what is larger is not copied */
     size_t in_place_bytes; /* the least that is pinned where it lies */
-    size_t pin_bytes;      /* whole pages, pinned at a time: others may have to wait meanwhile */
     size_t page_bytes;
 };
 
 /* A weight's elements as the device wants them (weights.h), in up to three pieces: pages that are
- * pinned where they lie have a copied edge on either side. They were pinned `pin_bytes` at a time,
- * and can be sent no other way. */
+ * pinned where they lie have a copied edge on either side. */
 struct host_weight {
     struct {
         const void *data;
         size_t bytes;
     } piece[3];
-    size_t pin_bytes;
 };
 
 struct host_store;

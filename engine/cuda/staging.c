@@ -159,13 +159,10 @@ static void kept_send(struct staging *s, char *target, const struct host_weight 
     const struct staging_device *device = &s->options.device;
 
     for (size_t i = 0; i < sizeof weight->piece / sizeof *weight->piece; i++) {
-        const char *data = weight->piece[i].data;
-        size_t left = weight->piece[i].bytes, bytes;
-
-        for (; left > 0; left -= bytes, data += bytes, target += bytes) {
-            bytes = left < weight->pin_bytes ? left : weight->pin_bytes;
-            device->send(device->owner, STAGING_KEPT, target, data, bytes);
-        }
+        if (weight->piece[i].bytes > 0)
+            device->send(device->owner, STAGING_KEPT, target, weight->piece[i].data,
+                         weight->piece[i].bytes);
+        target += weight->piece[i].bytes;
     }
 }
 

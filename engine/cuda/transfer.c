@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <sched.h>
 #include <stdlib.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "engine/cuda/cuda.h"
@@ -198,22 +197,13 @@ static void store_release(void *owner, void *memory)
     cudaFreeHost(memory);
 }
 
-/* Files are mapped to be read only, which not every system can pin. Those who queue work meanwhile
- * wait, and get as much time afterwards. */
+/* Files are mapped to be read only, which not every system can pin. */
 static bool store_pin(void *owner, const void *pages, size_t bytes)
 {
-    struct timespec begun, done, rest;
-    bool pinned;
-
-    clock_gettime(CLOCK_MONOTONIC, &begun);
-    pinned = cudaHostRegister((void *)pages, bytes, cudaHostRegisterReadOnly) == cudaSuccess;
-    if (!pinned)
-        cudaGetLastError();
-    clock_gettime(CLOCK_MONOTONIC, &done);
-    rest.tv_sec = done.tv_sec - begun.tv_sec - (done.tv_nsec < begun.tv_nsec);
-    rest.tv_nsec = done.tv_nsec - begun.tv_nsec + (done.tv_nsec < begun.tv_nsec ? 1000000000 : 0);
-    nanosleep(&rest, NULL);
-    return pinned;
+    if (cudaHostRegister((void *)pages, bytes, cudaHostRegisterReadOnly) == cudaSuccess)
+        return true;
+    cudaGetLastError();
+    return false;
 }
 
 static void store_unpin(void *owner, const void *pages)
@@ -269,7 +259,6 @@ int transfer_open(struct cuda_backend *cuda, struct error *err)
                                        .spare = store_spare,
                                        .chunk_bytes = CUDA_STORE_CHUNK_BYTES,
                                        .in_place_bytes = CUDA_STORE_IN_PLACE_BYTES,
-                                       .pin_bytes = CUDA_STORE_PIN_BYTES,
                                        .page_bytes = (size_t)sysconf(_SC_PAGESIZE)};
     struct staging_options options = {
         .device = {.owner = cuda,
