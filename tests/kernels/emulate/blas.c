@@ -143,9 +143,12 @@ static void product_run(void *args)
             size_t place = (size_t)j * (size_t)w->d.stride + i;
             float sum = 0, y;
 
-            for (uint64_t l = 0; l < k; l++) {
+            /* (For another length there is another algorithm, and other bits.) */
+            for (uint64_t step = 0; step < k; step++) {
+                uint64_t l = n % 2 == 0 ? step : k - 1 - step;
+
                 sum += a[i * k + l] * b[j * k + l];
-                if (w->rounds && l == k / 2)
+                if (w->rounds && step == k / 2)
                     sum = bf16_value(bf16_of(sum));
             }
             y = finished(w, sum, i, j);
