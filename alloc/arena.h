@@ -105,6 +105,9 @@ int arena_set_budget(struct arena *arena, uint64_t bytes);
  * requested and reserved, hence taken from the budget. Returns as arena_set_budget. */
 int arena_charge(struct arena *arena, int component, uint64_t bytes);
 
+/* The same, but only within the budget: on failure the charge is what it was. */
+int arena_charge_within(struct arena *arena, int component, uint64_t bytes);
+
 /* Creates spare pages until `bytes` are reserved, so that nobody else takes them meanwhile.
  * -ENOMEM: budget or device is too small; what was created stays. */
 int arena_prepare(struct arena *arena, uint64_t bytes);

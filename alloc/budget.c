@@ -89,7 +89,7 @@ static void charge_set(struct arena *arena, int component, uint64_t bytes)
     account_block(arena, component, bytes, bytes);
 }
 
-int arena_charge(struct arena *arena, int component, uint64_t bytes)
+static int charge(struct arena *arena, int component, uint64_t bytes, bool within)
 {
     uint64_t before, more;
     int code;
@@ -105,11 +105,22 @@ int arena_charge(struct arena *arena, int component, uint64_t bytes)
     arena->claimed += more;
     code = arena_shrink(arena, true);
     arena->claimed -= more;
-    if (more > 0)
+    if (more > 0 && (code == 0 || !within))
         charge_set(arena, component, bytes);
+    arena->over_budget = pages_over_budget(arena) > 0;
     account_reserved(arena);
     pthread_mutex_unlock(&arena->lock);
     return code;
+}
+
+int arena_charge(struct arena *arena, int component, uint64_t bytes)
+{
+    return charge(arena, component, bytes, false);
+}
+
+int arena_charge_within(struct arena *arena, int component, uint64_t bytes)
+{
+    return charge(arena, component, bytes, true);
 }
 
 int arena_prepare(struct arena *arena, uint64_t bytes)

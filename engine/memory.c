@@ -92,6 +92,16 @@ bool budget_watch(struct engine *engine)
                                           bytes | BUDGET_AUTOMATIC);
 }
 
+/* What the present pass leaves beside its workspace and ring. */
+static uint64_t pass_room(const struct engine *engine)
+{
+    uint64_t room = engine_room(engine);
+    uint64_t taken =
+        in_pages(engine, engine->workspace_bytes) + in_pages(engine, engine->offload.ring_bytes);
+
+    return room > taken ? room - taken : 0;
+}
+
 /* The back end may have more for its own affairs where no picture needs that, of those that are
  * active or were found possible. */
 static void grant_context(struct engine *engine)
@@ -101,15 +111,12 @@ static void grant_context(struct engine *engine)
     uint64_t kept = fixed_bytes(engine) + atomic_load(&engine->asked_bytes);
 
     if (wanted == 0 || kept + wanted > engine->budget ||
-        least_budget(engine) + wanted > engine->budget)
+        least_budget(engine) + wanted > engine->budget || pass_room(engine) < wanted ||
+        arena_charge_within(engine->arena, MEMORY_CONTEXT, backend->context_bytes + wanted) != 0)
         return;
-    if (arena_charge(engine->arena, MEMORY_CONTEXT, backend->context_bytes + wanted) == 0) {
-        backend->context_granted += wanted;
-        backend->context_bytes += wanted;
-        engine->charged_bytes = backend->context_bytes;
-    } else {
-        (void)arena_charge(engine->arena, MEMORY_CONTEXT, engine->charged_bytes);
-    }
+    backend->context_granted += wanted;
+    backend->context_bytes += wanted;
+    engine->charged_bytes = backend->context_bytes;
 }
 
 void memory_charge_context(struct engine *engine)

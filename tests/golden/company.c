@@ -295,6 +295,28 @@ static void test_expected(uint64_t budget)
     engine_close(engine);
 }
 
+/* A back end that always wants more of its own gets what pictures leave, and never more. */
+static void test_greedy_back_end(uint64_t budget)
+{
+    struct engine *engine = open_engine(budget);
+    struct image *images[COUNT];
+    struct engine_memory memory;
+
+    for (int i = 0; i < COUNT; i++)
+        images[i] = start(engine, i, NULL);
+    engine_memory(engine, &memory);
+    engine->backend->context_wanted = 3 * memory.page_bytes;
+    EXPECT(run(engine) == 0, "%s", err.text);
+    for (int i = 0; i < COUNT; i++) {
+        EXPECT(same(i, images[i]), "%d: %s", i, images[i]->error.text);
+        image_finish(images[i]);
+    }
+    engine_memory(engine, &memory);
+    EXPECT(memory.peak_reserved <= budget, "%.2f of %.2f MB", (double)memory.peak_reserved / 1e6,
+           (double)budget / 1e6);
+    engine_close(engine);
+}
+
 /* As many prompts as make up for the weights that must come: none where they are there. */
 static void test_wanted_prompts(uint64_t least)
 {
@@ -338,5 +360,7 @@ int main(int argc, char **argv)
     test_expected(0);
     test_expected(least);
     test_wanted_prompts(least);
+    for (uint64_t more = 1; more <= 8; more++)
+        test_greedy_back_end(least + more * least / 8);
     return company_end();
 }

@@ -84,6 +84,10 @@ static void test_charges(void)
     stats = stats_of(&fixture);
     EXPECT(stats.reserved == 16 * PAGE && stats.charged == 4 * PAGE);
     EXPECT(stats.requested == 16 * PAGE && stats.component[5] == 4 * PAGE);
+    EXPECT(arena_charge_within(fixture.arena, 5, 6 * PAGE) == -EAGAIN);
+    stats = stats_of(&fixture);
+    EXPECT(stats.charged == 4 * PAGE && stats.peak_reserved == 16 * PAGE, "as before");
+    EXPECT(arena_charge_within(fixture.arena, 5, 4 * PAGE) == 0);
     EXPECT(arena_charge(fixture.arena, 5, 6 * PAGE) == -EAGAIN, "no free page to make room with");
     EXPECT(arena_free(fixture.arena, block, 0) == 0);
     EXPECT(fixture.fake->live_count == 10, "what is over the budget goes back");
