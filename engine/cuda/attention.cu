@@ -2,7 +2,7 @@
 /*
  * Attention. Heads of up to 128 go through one fused kernel, larger ones through matrix products,
  * with the scores of some queries at a time in the workspace. Where cuDNN is there, it does what it
- * can (dnn.h) and Hopper's own kernel doesn't do.
+ * can (dnn.h).
  */
 #include <assert.h>
 
@@ -53,19 +53,12 @@ static void attention_of_128(struct cuda_backend *cuda, const struct attention *
     typedef layout<128, 2, 64, 4, 2, 2> roomy;
     bool room = cuda->shared_bytes >= roomy::BLOCKS * (roomy::BYTES + BLOCK_RESERVE);
 
+    if (cuda->capability == 90 && is_plain(args) && attention_hopper(cuda, args))
+        return;
     if (room && is_plain(args))
         fused_queue<roomy>(cuda, args, attention_kernel<roomy, true, true>);
     else
         attention_fused<narrow>(cuda, args);
-}
-
-/* False: not by Hopper's own means. */
-static bool attention_newest(struct cuda_backend *cuda, const struct attention *args)
-{
-    int64_t size = args->q.cols / args->heads;
-
-    return cuda->capability == 90 && size > 64 && size <= 128 && is_plain(args) &&
-           attention_hopper(cuda, args);
 }
 
 /* ---- by matrix products ---- */
@@ -170,10 +163,7 @@ extern "C" void cuda_attention(struct backend *backend, const struct attention *
     int64_t size = args->q.cols / args->heads;
 
     assert(args->q.dtype == DTYPE_BF16 && args->y.dtype == DTYPE_BF16 && args->scale > 0);
-    if (args->q.rows == 0 || args->k.rows == 0)
-        return;
-    if (cuda->dnn.first ? dnn_attention(cuda, args) || attention_newest(cuda, args)
-                        : attention_newest(cuda, args) || dnn_attention(cuda, args))
+    if (args->q.rows == 0 || args->k.rows == 0 || dnn_attention(cuda, args))
         return;
     if (size <= 64) /* small blocks, many at once: they wait for the bias */
         attention_fused<layout<64, 1, 32, 4, 3, 4>>(cuda, args);

@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "engine/cuda/cuda.h"
 
@@ -277,10 +276,8 @@ bool dnn_attention(struct cuda_backend *cuda, const struct attention *args)
 
 void dnn_open(struct cuda_backend *cuda)
 {
-    const char *wish = getenv("FLUXFS_CUDNN");
     struct dnn *dnn = &cuda->dnn;
 
-    dnn->first = wish != NULL && strcmp(wish, "first") == 0;
     if (!dnn_library_open(&dnn->library) || dnn->library.create(&dnn->handle) != DNN_SUCCESS) {
         dnn->handle = NULL;
         return;

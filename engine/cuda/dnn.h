@@ -2,7 +2,7 @@
 /*
  * Attention by cuDNN, where the library is there (9.13 or newer, found at run time): through its C
  * back-end API, whose one operation for it takes matrices of any stride. FLUXFS_CUDNN=off in the
- * environment does without it, FLUXFS_CUDNN=first prefers it to our own kernel for Hopper.
+ * environment does without it.
  *
  * The numbers below are that API's, and part of its binary interface; having them here lets the
  * module be built anywhere. (Where NVIDIA's header is found, a test compares them.)
@@ -91,7 +91,6 @@ struct dnn_plan;
 struct dnn {
     struct dnn_library library;
     dnn_handle handle; /* NULL: attention goes without it */
-    bool first;        /* before our own kernels, all of them */
     struct dnn_plan *plans;
     size_t count, capacity;
 };
