@@ -80,6 +80,49 @@ static void test_changing_budget(uint64_t least)
     }
 }
 
+static const struct backend_ops *watched_ops;
+static int64_t modulation_width;
+static int whole_products, short_products;
+
+enum { MANY_STEPS = 6 };
+
+static void linear_watched(struct backend *backend, const struct linear *args)
+{
+    if (args->y.stride == modulation_width) {
+        whole_products += args->y.rows == MANY_STEPS;
+        short_products += args->y.rows != MANY_STEPS;
+    }
+    watched_ops->linear(backend, args);
+}
+
+/* Modulations are computed for all steps, also of an image that left the device on its way and
+ * comes back: elsewhere than on a CPU a product of fewer rows may be rounded otherwise. */
+static void test_modulations_again(uint64_t least, int every)
+{
+    struct engine *engine = open_engine(0);
+    struct shaker shaker = {engine, {least, 4 * least, least + 3000000}, every, 0};
+    struct image_observer observer = {&shaker, shake};
+    struct image_request r = request_of(0);
+    struct backend_ops ops = *engine->backend->ops;
+    struct image *images[COUNT];
+
+    watched_ops = engine->backend->ops;
+    ops.linear = linear_watched;
+    engine->backend->ops = &ops;
+    modulation_width = engine->transformer.modulation_width;
+    whole_products = short_products = 0;
+    r.steps = MANY_STEPS;
+    for (int i = 0; i < COUNT; i++)
+        EXPECT(image_start(&images[i], engine, &r, &observer, &err) == 0);
+    EXPECT(run(engine) == 0, "%s", err.text);
+    for (int i = 0; i < COUNT; i++)
+        image_finish(images[i]);
+    EXPECT(short_products == 0 &&
+               whole_products > COUNT * (int)engine->transformer.modulation_count,
+           "%d and %d", short_products, whole_products);
+    engine_close(engine);
+}
+
 struct miser {
     struct engine *engine;
     uint64_t budget;
@@ -354,6 +397,8 @@ int main(int argc, char **argv)
     test_together(0, false);
     test_together(least, true);
     test_changing_budget(least);
+    test_modulations_again(least, 37);
+    test_modulations_again(least, 76);
     test_lowered_budget();
     test_cancel();
     test_slow_link(least);
