@@ -27,6 +27,8 @@ SIGN = FIRST_THING + THINGS * THING_NUMBERS  # on, x, y, half width, board, ink,
 NUMBERS = SIGN + 6 + WORD
 SIGN_HALF_HEIGHT = .27
 LETTER_UNIT = .045              # a grid unit of the alphabet in the picture
+STRIPES = 9.                    # radians of their wave in a radius
+BAND = .075                     # half the width of an outline, in radii
 SHADOW = .68                    # what a shadow leaves of the ground's light
 PALETTE = np.array(list(COLOURS.values()), np.float32)
 
@@ -153,7 +155,7 @@ def _cover(on, d, pixel):
 
 def outline(d, s):
     """The band inside an edge that is left of an outlined thing."""
-    return abs(d + .06 * _tall(s)) - .06 * _tall(s)
+    return abs(d + BAND * _tall(s)) - BAND * _tall(s)
 
 
 def second_stripe(lib, base):
@@ -172,7 +174,7 @@ def ink(on, thing, side, x, y, pixel):
     rim = 1.08 - .42 * lib.clip((x * x + y * y) / (s * s), 0, 1.3)
     spot = lib.exp(-5 * ((x + .35 * s) ** 2 + (y + .4 * s) ** 2) / (s * s))
     glossy = lib.clip(base * rim[:, None] + .8 * spot[:, None], 0, 1)
-    wave = lib.sin((x + y) / s * 12) * s / (17 * pixel)
+    wave = lib.sin((x + y) / s * STRIPES) * s / (STRIPES * 2 ** .5 * pixel)
     stripe = lib.clip(.5 + wave, 0, 1)[:, None]
     colour = lib.where(style == 1, glossy, base)
     colour = lib.where(style == 3, base * stripe + other * (1 - stripe), colour)
@@ -276,8 +278,9 @@ def _letter_atlas(on):
     return _atlases[key]
 
 
-def _text(on, sign, x, y):
-    """Distance to the ink of signs' words, in letter units."""
+def _letter_places(on, sign, x, y):
+    """Of points relative to signs' middles: whether they lie in a letter's box, which letter that is,
+    and where in its box, in letter units."""
     lib, unit = on.lib, LETTER_UNIT
     count = (sign[:, 6:] >= 0).sum(1)
     start = -(count * letters.ADVANCE - (letters.ADVANCE - letters.WIDTH)) / 2
@@ -286,10 +289,16 @@ def _text(on, sign, x, y):
     inside = (place >= 0) & (place < _tall(count)) & (abs(v - letters.HEIGHT / 2)
                                                       <= letters.HEIGHT / 2 + letters.MARGIN)
     place = lib.clip(place, 0, WORD - 1)
-    u = u - place * letters.ADVANCE
     which = on.whole(place)
     index = on.array(np.arange(len(sign)))[:, None, None]
     letter = on.whole(lib.clip(sign[:, 6:][index, which + 0 * on.whole(v)], 0, 25))
+    return inside, letter, u - place * letters.ADVANCE, v
+
+
+def _text(on, sign, x, y):
+    """Distance to the ink of signs' words, in letter units."""
+    lib = on.lib
+    inside, letter, u, v = _letter_places(on, sign, x, y)
     table = _letter_atlas(on)
     i = lib.clip((v + letters.MARGIN) * letters.PER_UNIT, 0, table.shape[1] - 1.001)
     j = lib.clip((u + letters.MARGIN) * letters.PER_UNIT, 0, table.shape[2] - 1.001)
@@ -366,8 +375,9 @@ def render(rows, width, height, corner=None, crop=None):
 
 
 def labels(rows, width, height, cell=16):
-    """What the middle of each cell of `cell` pixels shows: [B, h, w, 2] whole numbers, the shape
-    (0 ground, 1 … shapes, last a sign) and the colour (0 ground, 1 … colours)."""
+    """What the middle of each cell of `cell` pixels shows: [B, h, w, 3] whole numbers, the shape
+    (0 ground, 1 … shapes, last a sign), the colour (0 ground, 1 … colours) and the letter (0 none,
+    1 … 26)."""
     on = library(rows)
     x, y, _ = axes(on, width // cell, height // cell)
     shape = on.whole(0 * rows[:, :1, None] + 0 * (x + y))
@@ -381,8 +391,11 @@ def labels(rows, width, height, cell=16):
         shape = on.lib.where(inside, on.whole(_tall(thing[:, 1]) + 1), shape)
         colour = on.lib.where(inside, on.whole(_tall(thing[:, 6]) + 1), colour)
     sign = rows[:, SIGN:]
-    inside = (_box(on.lib, x - _tall(sign[:, 1]), y - _tall(sign[:, 2]), _tall(sign[:, 3]),
-                   SIGN_HALF_HEIGHT) < 0) & (_tall(sign[:, 0]) > 0)
+    x, y = x - _tall(sign[:, 1]), y - _tall(sign[:, 2])
+    signed = _tall(sign[:, 0]) > 0
+    inside = (_box(on.lib, x, y, _tall(sign[:, 3]), SIGN_HALF_HEIGHT) < 0) & signed
     shape = on.lib.where(inside, 0 * shape + len(SHAPES) + 1, shape)
     colour = on.lib.where(inside, on.whole(_tall(sign[:, 4]) + 1), colour)
-    return on.lib.stack([shape, colour], -1)
+    spelled, letter, *_ = _letter_places(on, sign, x, y)
+    letter = on.lib.where(spelled & signed, letter + 1, 0 * shape)
+    return on.lib.stack([shape, colour, letter], -1)

@@ -135,9 +135,13 @@ def find_ground(picture):
         sky, grass = (np.take_along_axis(ground, best(blue, 0)[None, None], 0)[0]
                       for best in (np.argmax, np.argmin))
         ground = np.stack([sky + t * (grass - sky) for t in np.linspace(0, 1, 9)])
-    if kind == 'checkerboard':
-        ground = np.concatenate([np.roll(ground, shift, (2, 3))
-                                 for shift in itertools.product((-2, 0, 2), repeat=2)])
+    if kind == 'checkerboard':  # near its squares' edges, either colour or a blend
+        moved = np.stack([np.roll(ground[0], shift, (1, 2))
+                          for shift in itertools.product((-3, 0, 3), repeat=2)])
+        near = np.ptp(moved, 0).max(0) > .1
+        first, second = (draw.PALETTE[COLOURS.index(colour)][:, None, None] for colour in colours)
+        ground = np.stack([np.where(near, first + t * (second - first), ground[0])
+                           for t in np.linspace(0, 1, 9)])
     return kind, colours[:shown], best_row, ground
 
 
@@ -226,12 +230,14 @@ def _outlines():
 def find_shape(box, mask, pixel):
     """Shape, '' or outlined, radius and centre (in pixels) that explain a mask best."""
     x, y, width, height = box
-    masks = {'': _resized(without_holes(mask, .2)), 'outlined': _resized(mask)}
+    filled = without_holes(mask, .2)
+    masks = {'': _resized(filled), 'outlined': _resized(mask)}
+    holes = {'': 1 - mask.sum() / filled.sum(), 'outlined': 0}
     best = None
     for shape, style, outline, wide, high, middle_x, middle_y in _outlines():
         seen = masks[style]
         score = np.minimum(seen, outline).sum() / np.maximum(seen, outline).sum()
-        score -= abs(np.log(width / height * high / wide)) * .8
+        score -= abs(np.log(width / height * high / wide)) * .8 + holes[style] / 2
         if best is None or score > best[0]:
             radius = np.sqrt(width / wide * height / high)
             best = (score, shape, style, radius * pixel,
@@ -268,7 +274,7 @@ def find_ink(picture, region, centre, radius, outlined, pixel):
     things[:, 5] = radius
     seen = picture[:, lines, columns]
     errors = []
-    turn = 2 * np.pi / 12 * radius / pixel  # after which stripes come again
+    turn = 2 * np.pi / draw.STRIPES * radius / pixel  # after which stripes come again
     for shift in (-1.5, 0, 1.5, *np.arange(1, 6) / 6 * turn):
         some = slice(None) if abs(shift) <= 1.5 else things[:, 2] == draw.STYLES.index('striped')
         x, y = _offsets(lines, columns, (centre[0] + shift, centre[1]), pixel)

@@ -104,17 +104,21 @@ def ground_shades(ground, colours):
 
 @functools.cache
 def stands_out(ground, colours, how=''):
-    """The named colours in which a thing can be told from a ground: plain, striped or lit."""
+    """The named colours in which a thing can be told from a ground: plain, in a style, or lit."""
     shades = ground_shades(ground, colours)
     tones = draw.PALETTE[None]
     if how == 'striped':
         tones = draw.second_stripe(np, draw.PALETTE)[None]
         shades = np.concatenate([shades, shades * draw.SHADOW])
+    if how == 'glossy':  # where it shines, it has all shades between its colour's and white
+        shades = np.concatenate([shades * share for share in (1, .9, .8, .7, .6, .5)])
     if how == 'lit':  # its bright and its dark side, not to be taken for a shadow either
         shades = np.concatenate([shades, shades * .84, shades * draw.SHADOW])
         tones = np.stack([draw.PALETTE * .65 + .35, draw.PALETTE * .6, draw.PALETTE])
-    far = np.abs(tones[:, :, None] - shades).max(-1).min((0, 2)) > (.12 if how == 'lit' else .2)
-    return frozenset(name for name, is_far in zip(draw.COLOURS, far) if is_far)
+    def far(shades, least):
+        return np.abs(tones[:, :, None] - shades).max(-1).min((0, 2)) > least
+    is_far = far(shades, .12 if how == 'lit' else .2) & far(shades * draw.SHADOW, .1)
+    return frozenset(name for name, is_one in zip(draw.COLOURS, is_far) if is_one)
 
 
 class Sampler:
@@ -123,7 +127,7 @@ class Sampler:
     def __init__(self, seed, held_out=False, layouts=None):
         self.random = random.Random(seed)
         self.held_out = held_out
-        self.layouts = layouts or dict(one=27, two=34, three=7, alike=10, sign=14, with_sign=8)
+        self.layouts = layouts or dict(one=26, two=27, three=6, alike=9, sign=24, with_sign=8)
 
     def pick(self, weights):
         return self.random.choices(list(weights), list(weights.values()))[0]
@@ -135,7 +139,8 @@ class Sampler:
         colours = tuple(self.random.sample(list(draw.COLOURS), 2))
         scene = Scene(layout.replace('_', ' '), None, ground, colours, seed=self.random.random())
         self.taken = set(draw.COLOURS) - stands_out(ground, colours)
-        self.striped = stands_out(ground, colours, 'striped')
+        self.stands_out = {style: stands_out(ground, colours, style)
+                           for style in ('striped', 'glossy')}
         if 'sign' not in layout:
             self.light(scene)
         getattr(self, layout)(scene)
@@ -152,9 +157,10 @@ class Sampler:
 
     def thing(self, where, sizes, shapes=None, styles=True, taken=()):
         size = self.pick(sizes)
-        styles = {'': 6, 'glossy': 2, 'striped': 1, 'outlined': 1} if styles else {'': 1}
+        fine = 1 if self.held_out else 1.6  # what is hard is practised more
+        styles = {'': 6, 'glossy': 2, 'striped': fine, 'outlined': fine} if styles else {'': 1}
         style = self.pick(styles)
-        if style == 'outlined' and size == 'tiny':
+        if style in ('outlined', 'striped') and size == 'tiny':
             style = ''
         while True:
             colour = self.random.choice([c for c in draw.COLOURS
@@ -162,7 +168,7 @@ class Sampler:
             shape = self.random.choice(shapes or draw.SHAPES)
             if held_out(colour, shape, where) == self.held_out:
                 break
-        if style == 'striped' and colour not in self.striped:
+        if colour not in self.stands_out.get(style, [colour]):
             style = ''
         radius = SIZES[size] * self.random.uniform(.95, 1.04)
         return Thing(colour, shape, size, style, radius=radius)

@@ -7,12 +7,13 @@ import torch.nn.functional as F
 
 import data
 import draw
+import letters
 import model
 import shapes
 from optimise import Optimiser, Weights, schedule
 from recorded import Steps
 
-SHAPE_LABELS, COLOUR_LABELS = len(draw.SHAPES) + 2, len(draw.COLOURS) + 1
+LABELS = len(draw.SHAPES) + 2, len(draw.COLOURS) + 1, len(letters.ALPHABET) + 1
 
 
 def _mean(values):
@@ -106,31 +107,41 @@ def measure_latents(run):
 
 def text(run):
     recipe = run.recipe
-    reader = data.question_plan(run.configs['text_encoder_2']['d_model'],
-                                run.configs['text_encoder']['hidden_size'])
     weights = Weights({part: run.parts[part] for part in ('text_encoder', 'text_encoder_2')}
-                      | {'reader': reader}, run.device)
+                      | {'reader': _reader(run)}, run.device)
     run.training = weights
     optimiser = Optimiser(weights)
-    losses, rights = [], []
+
+    def loss(_, t5, clip, wanted):
+        w = weights.views(run.kind)
+        features, pooled = _understand(run, w, (t5, clip))
+        reading, rights = _reading_loss(w['reader'], features, pooled, wanted)
+        return reading, [reading, rights]
+
+    step, told = Steps(optimiser, loss, run.records()), []
     for progress in run.steps('text'):
         number = int(torch.randint(len(run.world.sizes), ()))
         some = run.world.some(number, recipe.text_batch)
-        wanted = data.answers(run.world.rows[number][some])
-        w = weights.views(run.kind)
-        features, pooled = _understand(run, w, run.world.words(number, some))
-        scores, rough = data.read(w['reader'], features, pooled)
-        loss = F.cross_entropy(scores.flatten(0, 1), wanted.flatten(), ignore_index=-1)
-        spelled = -draw.WORD  # which CLIP's one vector need not hold
-        loss = loss + .5 * F.cross_entropy(rough[:, :spelled].flatten(0, 1),
-                                           wanted[:, :spelled].flatten(), ignore_index=-1)
-        loss.backward()
-        optimiser.step(recipe.text_rate * schedule(progress))
-        losses.append(loss.detach())
-        rights.append(((scores.argmax(-1) == wanted) | (wanted < 0)).all(1).float().mean())
+        inputs = (*run.world.words(number, some), data.answers(run.world.rows[number][some]))
+        told.append(step('any', inputs, recipe.text_rate * schedule(progress), .999))
         if run.reports():
-            share = 100 * _mean(rights)
-            run.report(f'loss {_mean(losses):.4f}, everything read from {share:.1f} %')
+            error, rights, norm = _mean(told)
+            run.report(f'loss {error:.4f}, everything read from {100 * rights:.1f} %')
+
+
+def _reader(run):
+    return data.question_plan(run.configs['text_encoder_2']['d_model'],
+                              run.configs['text_encoder']['hidden_size'])
+
+
+def _reading_loss(reader, features, pooled, wanted):
+    """And the share of captions of which everything was found."""
+    scores, rough = data.read(reader, features, pooled)
+    spelled = -draw.WORD  # which CLIP's one vector need not hold
+    loss = sum(weight * F.cross_entropy(some.flatten(0, 1), asked.flatten(), ignore_index=-1)
+               for weight, some, asked in ((1, scores, wanted),
+                                           (.5, rough[:, :spelled], wanted[:, :spelled])))
+    return loss, ((scores.argmax(-1) == wanted) | (wanted < 0)).all(1).float().mean()
 
 
 def _understand(run, w, ids):
@@ -143,34 +154,40 @@ def _understand(run, w, ids):
 def flow(run):
     recipe, config = run.recipe, run.configs['transformer']
     width = config['num_attention_heads'] * config['attention_head_dim']
-    labels = {'label': torch.randn(SHAPE_LABELS + COLOUR_LABELS, width) * .02}
+    labels = {'label': torch.randn(sum(LABELS), width) * .02}
     weights = Weights({part: run.parts[part] for part in ('transformer', 'text_encoder',
                                                           'text_encoder_2')}
-                      | {'labels': labels}, run.device)
+                      | {'labels': labels, 'reader': _reader(run)}, run.device)
     run.training = weights
     optimiser = Optimiser(weights, dict(text_encoder=.5, text_encoder_2=.5))
 
-    def loss(number, noised, sigma, velocity, t5, clip, labels, naming_share):
+    def loss(number, noised, sigma, velocity, t5, clip, labels, wanted, share):
         w = weights.views(run.kind)
         features, pooled = _understand(run, w, (t5, clip))
         found, tokens = model.flux(w['transformer'], config, noised, features, pooled, sigma,
                                    torch.ones_like(sigma), run.world.sizes[number], tap=recipe.tap)
         error = F.mse_loss(found, velocity)
-        # Each token tells early what it will show: colours and shapes find their places sooner.
+        # Each token tells early what it will show: colours, shapes and letters find their places
+        # sooner. And the text encoders' tokens still tell what the caption says.
         naming = _naming_loss(w['labels']['label'], tokens, labels)
-        return error + naming_share * naming, [error, naming]
+        reading, rights = _reading_loss(w['reader'], features, pooled, wanted)
+        return error + share * (sum(naming) + reading), [error, *naming, rights]
 
     step, told = Steps(optimiser, loss, run.records()), []
     for progress in run.steps('flow'):
         number, some = run.world.pick(recipe.batch)
         sigma, noised, velocity = _noised(run, number, some)
-        naming_share = torch.full((), recipe.naming * (1 - progress), device=run.device)
-        inputs = (noised, sigma, velocity, *run.world.words(number, some, drop=.1),
-                  run.world.labels[number][some].long(), naming_share)
+        words = run.world.words(number, some, drop=.1)
+        untold = (words[0] == run.world.nothing[0]).all(1, keepdim=True)
+        wanted = data.answers(run.world.rows[number][some]).masked_fill(untold, -1)
+        share = torch.full((), recipe.naming * (1 - progress), device=run.device)
+        inputs = (noised, sigma, velocity, *words, run.world.labels[number][some].long(), wanted,
+                  share)
         told.append(step(number, inputs, recipe.rate * schedule(progress), recipe.average))
         if run.reports():
-            error, naming, norm = _mean(told)
-            run.report(f'loss {error:.4f}, naming {naming:.3f}, gradient {norm:.2f}')
+            error, shape, colour, letter, rights, norm = _mean(told)
+            run.report(f'loss {error:.4f}, naming shapes {shape:.3f}, colours {colour:.3f}, letters '
+                       f'{letter:.3f}, {100 * rights:.0f} % read, gradient {norm:.2f}')
         if run.evaluates():
             run.evaluate(cfg=2.5)
 
@@ -188,10 +205,12 @@ def _noised(run, number, some):
 
 
 def _naming_loss(label, tokens, wanted):
-    scores = (tokens @ label.mT).float()
-    shape, colour = scores.split([SHAPE_LABELS, COLOUR_LABELS], -1)
-    return F.cross_entropy(shape.flatten(0, 1), wanted[..., 0].flatten()) \
-        + F.cross_entropy(colour.flatten(0, 1), wanted[..., 1].flatten())
+    """Of shapes, colours, and on signs letters."""
+    scores = (tokens @ label.mT).float().split(LABELS, -1)
+    on_signs = torch.where(wanted[..., 0] == LABELS[0] - 1, wanted[..., 2], -1)
+    wanted = wanted[..., 0], wanted[..., 1], on_signs
+    return [F.cross_entropy(score.flatten(0, 1), one.flatten(), ignore_index=-1, reduction='sum')
+            / (one >= 0).sum().clamp(min=1) for score, one in zip(scores, wanted)]
 
 
 # Guidance distillation: one pass learns what two passes, with and without the caption, make of it.

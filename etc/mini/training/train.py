@@ -53,7 +53,7 @@ class Recipe:
     crop_batch: int = 128
     whole_batch: int = 48
     vae_rate: float = 1e-3
-    text_batch: int = 2048
+    text_batch: int = 1024
     text_rate: float = 2e-3
     batch: int = 256
     rate: float = 1.5e-3
