@@ -45,10 +45,10 @@ SAVE_S, FINISH_S = 60, 30  # between checkpoints; for the last one and its pictu
 class Recipe:
     """What --set can change. Minutes are those of training itself, on one H100 or H200."""
     vae: float = 7.           # minutes of each stage
-    text: float = 1.
-    flow: float = 11.
+    text: float = 1.5
+    flow: float = 24.
     distill: float = 2.5
-    scenes: int = 120_000     # new ones for every run
+    scenes: int = 80_000      # new ones for every run
     crop: int = 128           # pixels, of the autoencoder's first pictures
     crop_batch: int = 128
     whole_batch: int = 48
