@@ -70,8 +70,12 @@ class World(unittest.TestCase):
         scene = scenes.Scene('one', None, 'plain', ('white', 'white'),
                              [scenes.Thing('red', 'square', radius=.5)])
         labels = draw.labels(scenes.row(scene, 256, 256)[None], 256, 256)[0]
-        self.assertEqual(labels[8, 8].tolist(), [2, 1])
-        self.assertEqual(labels[0, 0].tolist(), [0, 0])
+        self.assertEqual(labels[8, 8].tolist(), [2, 1, 0])
+        self.assertEqual(labels[0, 0].tolist(), [0, 0, 0])
+        scene = scenes.Scene('sign', None, 'plain', ('blue', 'blue'), sign=scenes.Sign('CAT'))
+        labels = draw.labels(scenes.row(scene, 256, 256)[None], 256, 256)[0]
+        spelled = [chr(ord('A') + letter - 1) for letter in labels[8, :, 2] if letter]
+        self.assertEqual(list(dict.fromkeys(spelled)), ['C', 'A', 'T'])
 
 
 class Judge(unittest.TestCase):

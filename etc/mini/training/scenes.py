@@ -121,6 +121,10 @@ def stands_out(ground, colours, how=''):
     return frozenset(name for name, is_one in zip(draw.COLOURS, is_far) if is_one)
 
 
+class NothingFits(Exception):
+    """On this ground, no colour and shape may be combined."""
+
+
 class Sampler:
     """Scenes by chance."""
 
@@ -133,6 +137,13 @@ class Sampler:
         return self.random.choices(list(weights), list(weights.values()))[0]
 
     def scene(self):
+        while True:
+            try:
+                return self.attempt()
+            except NothingFits:
+                pass
+
+    def attempt(self):
         layout = self.pick(self.layouts)
         ground = self.pick({'plain': 8, 'gradient': 2, 'checkerboard': 1, 'night sky': 2,
                             'sunset': 2, 'meadow': 2})
@@ -162,10 +173,13 @@ class Sampler:
         style = self.pick(styles)
         if style in ('outlined', 'striped') and size == 'tiny':
             style = ''
+        shapes = shapes or draw.SHAPES
+        colours = [c for c in draw.COLOURS if c not in self.taken and c not in taken]
+        if not any(held_out(colour, shape, where) == self.held_out
+                   for colour in colours for shape in shapes):
+            raise NothingFits
         while True:
-            colour = self.random.choice([c for c in draw.COLOURS
-                                         if c not in self.taken and c not in taken])
-            shape = self.random.choice(shapes or draw.SHAPES)
+            colour, shape = self.random.choice(colours), self.random.choice(shapes)
             if held_out(colour, shape, where) == self.held_out:
                 break
         if colour not in self.stands_out.get(style, [colour]):
