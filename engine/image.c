@@ -70,6 +70,8 @@ int image_enter(struct image *image, struct error *err)
         op_upload(&c, image->latents, image->kept);
         image->phase = IMAGE_DENOISE;
     }
+    if (result != 0)
+        modulations_hold_few(image); /* what it needs at least */
     free(rope);
     return result;
 }

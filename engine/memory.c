@@ -112,6 +112,7 @@ static void grant_context(struct engine *engine)
 
     if (wanted == 0 || kept + wanted > engine->budget ||
         least_budget(engine) + wanted > engine->budget || pass_room(engine) < wanted ||
+        engine_room(engine) < denoise_most(engine, NULL) + wanted ||
         arena_charge_within(engine->arena, MEMORY_CONTEXT, backend->context_bytes + wanted) != 0)
         return;
     backend->context_granted += wanted;

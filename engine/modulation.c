@@ -30,10 +30,14 @@ void modulations_hold_few(struct image *image)
 void modulations_hold_all(struct image *image)
 {
     const struct engine *engine = image->engine;
+    uint64_t state;
 
     image->held_steps = at_a_time(image);
     image->needs.state = image_place(image, 0);
-    if (!room_for_all(engine, in_pages(engine, image->needs.state) + image->needs.step))
+    state = in_pages(engine, image->needs.state);
+    /* Not so many that a pass of a larger image would have no room any more. */
+    if (!room_for_all(engine, state + image->needs.step) ||
+        engine_room(engine) < state + denoise_most(engine, image))
         modulations_hold_few(image);
 }
 

@@ -169,6 +169,8 @@ struct image image_of(struct engine *engine, const struct image_request *request
 uint64_t in_pages(const struct engine *engine, uint64_t bytes); /* rounded up to whole pages */
 /* What the budget leaves to workspace and weights of a pass. */
 uint64_t engine_room(const struct engine *engine);
+/* The most that a pass needs for one of the images that have memory, or for `other` (or NULL). */
+uint64_t denoise_most(const struct engine *engine, const struct image *other);
 
 /* Fills in the image's needs, and the plan of the step pass's scratch. */
 int image_measure(struct image *image, struct error *err);

@@ -104,8 +104,7 @@ static bool has_memory(const struct image *image)
     return image->memory != 0;
 }
 
-/* The most that a pass needs for one of the images that have memory, or for `other`. */
-static uint64_t denoise_most(const struct engine *engine, const struct image *other)
+uint64_t denoise_most(const struct engine *engine, const struct image *other)
 {
     uint64_t most = other != NULL ? denoise_bytes(engine, &other->needs) : 0;
 

@@ -193,6 +193,11 @@ static int content_read(int fd, struct text *content)
     return content->failed ? -ENOMEM : 0;
 }
 
+static uint64_t content_digest(const struct text *content)
+{
+    return content_hash(content) >> 1; /* SQLite's integers are signed */
+}
+
 /* The same content again makes no second job while the first one lives or its image is there. */
 static bool made_already(struct daemon *daemon, const char *name, uint64_t digest)
 {
@@ -206,7 +211,14 @@ static bool made_already(struct daemon *daemon, const char *name, uint64_t diges
             (info.state == JOB_DONE && info.has_image));
 }
 
-/* Submits what the open file holds under its name. An empty file is no prompt yet. */
+/* Whether it would be a job under this name. An empty file is no prompt yet. */
+static bool is_new(struct daemon *daemon, const char *name, const struct text *content)
+{
+    return content->length > 0 && strspn(content->bytes, " \t\r\n") < content->length &&
+           !made_already(daemon, name, content_digest(content));
+}
+
+/* Submits what the open file holds under its name. */
 static int file_submit(struct daemon *daemon, const char *name, int fd, const struct viewer *writer,
                        struct queue_hold *hold)
 {
@@ -223,7 +235,7 @@ static int file_submit(struct daemon *daemon, const char *name, int fd, const st
         .uid = writer->uid,
         .gid = writer->gid,
         .source = name,
-        .source_digest = content_hash(&content) >> 1, /* SQLite's integers are signed */
+        .source_digest = content_digest(&content),
     };
     if (code == 0 && fsync(fd) != 0) {
         code = -errno;
@@ -231,8 +243,7 @@ static int file_submit(struct daemon *daemon, const char *name, int fd, const st
     if (code != 0) {
         events_add_error_of(&daemon->events, writer->uid, "prompts: a file can't be read or kept",
                             "prompts/%s: %s: not painted; save it again", name, strerror(-code));
-    } else if (content.length > 0 && strspn(content.bytes, " \t\r\n") < content.length &&
-               !made_already(daemon, name, submission.source_digest)) {
+    } else if (is_new(daemon, name, &content)) {
         code = submission_accept(daemon, &submission, hold, ids, &count, &err);
     }
     content_finish(&content);
@@ -280,6 +291,21 @@ void drop_unlink(fuse_req_t req, const char *name)
     fuse_reply_err(req, code);
 }
 
+/* Whether renaming a file makes a job of it: an editor may also give a prompt its name back. */
+static bool rename_makes_job(struct daemon *daemon, const char *name, const char *new_name)
+{
+    int fd = openat(daemon->drop.folder_fd, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    struct text content = {0};
+    bool makes = fd >= 0 && drop_name_is_prompt(new_name) && content_read(fd, &content) == 0 &&
+                 is_new(daemon, new_name, &content);
+
+    if (fd >= 0) {
+        close(fd);
+    }
+    content_finish(&content);
+    return makes;
+}
+
 /* A file that gets the name of a prompt is one, and is made at once, unless someone is still
  * writing to it. A mistake in it can't undo the rename: it is told in status/error. */
 void drop_rename(fuse_req_t req, const char *name, const char *new_name, unsigned flags)
@@ -288,8 +314,11 @@ void drop_rename(fuse_req_t req, const char *name, const char *new_name, unsigne
     struct viewer writer = viewer_of(req);
     int folder = daemon->drop.folder_fd, fd;
     struct queue_hold hold = {0};
-    int code = place_hold(daemon, &hold, new_name, writer.uid);
+    int code = 0;
 
+    if (rename_makes_job(daemon, name, new_name)) {
+        code = place_hold(daemon, &hold, new_name, writer.uid);
+    }
     if (code == 0 && renameat2(folder, name, folder, new_name, flags) != 0) {
         code = -errno;
     }

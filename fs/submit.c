@@ -87,7 +87,8 @@ static int complete_check(struct daemon *daemon, const struct submission *submis
 int submission_check(struct daemon *daemon, const struct submission *submission, bool complete,
                      struct queue_hold *hold, struct error *err)
 {
-    int code = hold_room(daemon, hold, 1, submission->length, err);
+    size_t held = hold->places > 1 ? hold->places : 1; /* what an earlier write() was promised */
+    int code = hold_room(daemon, hold, held, submission->length, err);
 
     if (code == 0 && complete) {
         code = complete_check(daemon, submission, hold, err);

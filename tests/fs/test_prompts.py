@@ -315,6 +315,17 @@ class FullQueue(MountTest):
         os.rename(self.mount.at("prompts", ".hidden"), self.mount.at("prompts", "b.txt"))
         self.assertEqual(self.mount.prompts(), ["first", "fox", "fox"])
 
+    def test_an_editor_gives_a_name_back(self):
+        self.assertEqual(self.put("a.txt"), 0)
+        first, backup = self.mount.at("prompts", "a.txt"), self.mount.at("prompts", "a.txt~")
+        os.rename(first, backup)
+        self.assertNotEqual(self.put("a.txt", "hare"), 0)
+        os.unlink(first)
+        os.rename(backup, first)
+        with self.assertRaises(FileNotFoundError):
+            os.rename(self.mount.at("prompts", "none"), self.mount.at("prompts", "b.txt"))
+        self.assertEqual(self.mount.prompts(), ["first", "fox"])
+
     def test_nothing_is_held_by_what_is_no_prompt(self):
         for i in range(5):
             with open(self.mount.at("prompts", "empty.txt"), "w") as file:
