@@ -40,21 +40,24 @@ static size_t picture_bytes(int kind)
     return (size_t)r.width_px * (size_t)r.height_px * 3;
 }
 
-/* Sets the smallest budget from this one on, to 1 %, in which every kind of picture can be painted:
- * a device's driver may come to take more, for page tables. */
+/* Whether every kind of picture can be painted within a budget, which is set if it can be. */
+static bool fits(struct engine *engine, uint64_t budget)
+{
+    bool all = engine_set_budget(engine, budget, &err) == 0;
+
+    for (int kind = 0; kind < KINDS; kind++) {
+        struct image_request r = request_of(kind);
+
+        all = all && engine_check(engine, &r, &err) == 0;
+    }
+    return all;
+}
+
+/* Sets the smallest such budget from this one on, to 1 %. */
 static uint64_t set_budget(struct engine *engine, uint64_t budget)
 {
-    bool fits = false;
-
-    while (!fits) {
+    while (!fits(engine, budget))
         budget += budget / 100;
-        fits = engine_set_budget(engine, budget, &err) == 0;
-        for (int kind = 0; kind < KINDS; kind++) {
-            struct image_request r = request_of(kind);
-
-            fits = fits && engine_check(engine, &r, &err) == 0;
-        }
-    }
     return budget;
 }
 
@@ -62,6 +65,7 @@ struct shaker {
     struct engine *engine;
     uint64_t least, most, budget, beyond; /* beyond: in use, but not by our count */
     int changes, over;
+    bool grows; /* the least: a device's driver may come to take more, for page tables */
 };
 
 /* After each block: with some luck half as much, or twice. */
@@ -69,7 +73,7 @@ static void shake(void *owner, struct image *image, const struct image_progress 
 {
     struct shaker *s = owner;
     struct engine_memory memory;
-    uint64_t next = below(2) == 0 ? s->budget / 2 : 2 * s->budget;
+    uint64_t next = below(2) == 0 ? s->budget / 2 : 2 * s->budget, set;
 
     engine_memory(s->engine, &memory);
     s->over += memory.reserved > memory.budget;
@@ -78,9 +82,10 @@ static void shake(void *owner, struct image *image, const struct image_progress 
     if (below(20) != 0)
         return;
     next = next < s->least ? s->least : next > s->most ? s->most : next;
-    next = set_budget(s->engine, next);
-    s->changes += next != s->budget;
-    s->budget = next;
+    set = set_budget(s->engine, next);
+    EXPECT(s->grows || set == next, "%.2f MB: %s", (double)next / 1e6, err.text);
+    s->changes += set != s->budget;
+    s->budget = set;
 }
 
 static struct engine *open_engine(const struct engine_options *options)
@@ -149,7 +154,8 @@ int main(int argc, char **argv)
     engine = open_engine(&options);
     for (int kind = 0; kind < KINDS; kind++)
         paint(engine, &kind, 1, NULL, expected);
-    shaker = (struct shaker){.engine = engine, .least = set_budget(engine, 1000000)};
+    shaker =
+        (struct shaker){.engine = engine, .least = set_budget(engine, 1000000), .grows = argc > 5};
     shaker.most = shaker.budget = 8 * shaker.least;
     while (painted < PICTURES && test_failures < 10) {
         int kinds[COMPANY], count = 1 + (int)below(COMPANY);
