@@ -68,6 +68,23 @@ struct row_norms {
     int64_t split;
 };
 
+/* What eight neighbours of each row are multiplied with, and what is added: from column i on, if
+ * that is there. */
+static __device__ __forceinline__ void weights_load(float (&weight)[WIDE], float (&bias)[WIDE],
+                                                    struct row_norm norm, int i, bool there)
+{
+    for (int j = 0; j < WIDE; j++) {
+        weight[j] = 1.0f;
+        bias[j] = 0.0f;
+    }
+    if (there && norm.weight != NULL)
+        floats_load<WIDE>(weight, norm.weight + i);
+    if (there && norm.bias != NULL)
+        floats_load<WIDE>(bias, norm.bias + i);
+    for (int j = 0; j < WIDE; j++)
+        weight[j] = norm.modulated ? 1.0f + weight[j] : weight[j];
+}
+
 /* grid ⌈split/each⌉ + ⌈(rows − split)/each⌉, block a thread for 8 neighbours of a row, made up to
  * whole warps: a block norms `each` rows of a kind. A thread keeps its elements, and its weights
  * for all rows, in registers, and reads the next row ahead. The bounds leave registers for three
@@ -91,22 +108,14 @@ __global__ void __launch_bounds__(WIDE_THREADS, 2)
     float weight[WIDE], bias[WIDE], count = (float)x.cols;
     pack<bf16, WIDE> next, added;
 
-    for (int j = 0; j < WIDE; j++) {
-        weight[j] = 1.0f;
-        bias[j] = 0.0f;
+    weights_load(weight, bias, norm, i, there);
+    for (int j = 0; j < WIDE; j++)
         store(&next.v[j], 0.0f);
-    }
     if (there) {
         next = *(const pack<bf16, WIDE> *)in;
         if (GATED)
             added = *(const pack<bf16, WIDE> *)out;
-        if (norm.weight != NULL)
-            floats_load<WIDE>(weight, norm.weight + i);
-        if (norm.bias != NULL)
-            floats_load<WIDE>(bias, norm.bias + i);
     }
-    for (int j = 0; j < WIDE; j++)
-        weight[j] = norm.modulated ? 1.0f + weight[j] : weight[j];
     for (; left > 0; left--, in += x.stride, out += y.stride) {
         pack<bf16, WIDE> v = next;
         float sum = 0, squares = 0, mean = 0;

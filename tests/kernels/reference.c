@@ -6,8 +6,7 @@
 
 #define U 0x1p-24 /* unit roundoff of fp32 */
 #define PI 3.14159265358979323846
-/* Of the result of a formula with a handful of operations, an exponential among them. */
-#define FORMULA (12 * U)
+#define FORMULA (12 * U) /* for a handful of operations, an exponential among them */
 /* What lies below the range of normal fp32 numbers may be flushed to zero. */
 #define TINY 2e-38
 
