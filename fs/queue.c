@@ -165,6 +165,7 @@ static void batch_publish(struct batch *batch, struct change *changes, int rc,
             change->rc = rc;
             change->err = *err;
         }
+        queue->held_places -= change->taken;
         if (change->hold != NULL) {
             queue->held_places -= change->hold->places;
             change->hold->places = 0;

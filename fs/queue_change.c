@@ -83,7 +83,7 @@ static int add_one(struct batch *batch, const struct job_request *request, int64
 
 static int apply_push(struct batch *batch, struct change *change, struct error *err)
 {
-    int rc = batch_check_places(batch, change, err);
+    int rc = batch_take_places(batch, change, err);
     for (size_t i = 0; i < change->count && rc == 0; i++) {
         rc = add_one(batch, &change->requests[i], &change->ids[i], err);
     }
@@ -258,8 +258,11 @@ static int apply_release(struct batch *batch, struct change *change, struct erro
     if (rc != 0) {
         return rc;
     }
-    return entry.info.cancelling ? cancel_now(batch, change->id, err)
-                                 : wait_again(batch, change->id, entry.position, err);
+    if (entry.info.cancelling) {
+        return cancel_now(batch, change->id, err);
+    }
+    batch_take_place_back(batch, change);
+    return wait_again(batch, change->id, entry.position, err);
 }
 
 int queue_release(struct queue *queue, int64_t id, struct error *err)
@@ -303,7 +306,7 @@ static int apply_retry(struct batch *batch, struct change *change, struct error 
     }
     if (rc == 0) {
         change->count = 1;
-        rc = batch_check_places(batch, change, err);
+        rc = batch_take_places(batch, change, err);
     }
     return rc == 0 ? wait_again(batch, change->id, next_position(batch->queue), err) : rc;
 }

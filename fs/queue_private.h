@@ -26,7 +26,7 @@ struct batch {
     size_t writers;  /* of the last batch, and those who came while it was committed */
     int64_t took_ns; /* to commit the last batch */
     int64_t waiting; /* jobs waiting, as the batch would leave it */
-    size_t placed;   /* places held by prompts that are among them now */
+    size_t placed;   /* of the places held, those of jobs that are among them now */
     int64_t now_ns;
     int64_t last_id;
 };
@@ -47,6 +47,7 @@ struct change {
     const struct job_request *requests;
     size_t count;
     struct queue_hold *hold; /* its places are given back when the change is done */
+    size_t taken;            /* places held beside those, for jobs that nobody sees waiting yet */
     int64_t *ids;
     const struct prompt_values *values;
     const struct job_result *result;
@@ -79,7 +80,7 @@ struct queue {
     size_t gathered;             /* lock: the committing thread waits for so many; 0: for any */
     bool closing;                /* lock */
     int64_t last_id;             /* lock */
-    size_t held_places;          /* lock: by prompts that are being written */
+    size_t held_places;          /* lock: by prompts that are being written or committed */
     uint64_t changes;            /* lock */
     struct error trouble;        /* lock: why the last batch could not be committed, or zero */
     struct error shortage;       /* lock: why the last prompt got no room, or zero */
@@ -104,8 +105,11 @@ int batch_note(struct batch *batch, enum queue_event event, int64_t id, struct e
 int reader_begin(struct queue *queue, struct error *err);
 void reader_end(struct queue *queue, enum statement statement);
 
-/* Whether `count` more jobs may wait: the places that the change holds, and as many as nobody else
- * does. Failure: EAGAIN. */
-int batch_check_places(struct batch *batch, const struct change *change, struct error *err);
+/* `count` more jobs wait: in the places that the change holds, and in as many as nobody else does,
+ * which it holds from now on until it is done. Failure: EAGAIN. */
+int batch_take_places(struct batch *batch, struct change *change, struct error *err);
+
+/* The same for one that waited before and must: the limit may be passed. */
+void batch_take_place_back(struct batch *batch, struct change *change);
 
 #endif

@@ -158,19 +158,40 @@ int queue_hold_places(struct queue *queue, struct queue_hold *hold, size_t place
     return rc;
 }
 
-int batch_check_places(struct batch *batch, const struct change *change, struct error *err)
+/* With the lock. */
+static void take(struct batch *batch, struct change *change, size_t own)
+{
+    change->taken = own < change->count ? change->count - own : 0;
+    batch->queue->held_places += change->taken;
+    batch->placed += own + change->taken;
+}
+
+int batch_take_places(struct batch *batch, struct change *change, struct error *err)
 {
     struct queue *queue = batch->queue;
     size_t own = change->hold != NULL ? change->hold->places : 0;
-    size_t others;
+    int rc = 0;
 
     pthread_mutex_lock(&queue->lock);
-    others = queue->held_places - batch->placed - own;
+    if (own < change->count) {
+        rc = check_limit(queue, (size_t)batch->waiting + queue->held_places - batch->placed - own,
+                         change->count, err);
+    }
+    if (rc == 0) {
+        take(batch, change, own);
+    } else {
+        batch->placed += own; /* given back, as far as this batch goes */
+    }
     pthread_mutex_unlock(&queue->lock);
-    batch->placed += own;
-    return own < change->count
-               ? check_limit(queue, (size_t)batch->waiting + others, change->count, err)
-               : 0;
+    return rc;
+}
+
+void batch_take_place_back(struct batch *batch, struct change *change)
+{
+    pthread_mutex_lock(&batch->queue->lock);
+    change->count = 1;
+    take(batch, change, 0);
+    pthread_mutex_unlock(&batch->queue->lock);
 }
 
 void queue_hold_nothing(struct queue *queue, struct queue_hold *hold)

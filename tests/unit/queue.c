@@ -3,9 +3,13 @@
 #include "tests/test.h"
 
 #include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
 
+#include "fs/queue_private.h"
 #include "tests/unit/queue_kit.h"
 
 static struct queue *queue;
@@ -270,6 +274,124 @@ static void test_places(void)
     prompt_finish(&prompt);
 }
 
+/* A commit that is held up, and then one of several changes, in the order of `changes`, of which
+ * the last looks how many places are left while none is durable yet. */
+struct shared_commit {
+    atomic_bool held, go;
+    int (*change)(void);
+    int result;
+    size_t left;
+};
+
+static bool wait_for_go(void *owner)
+{
+    struct shared_commit *commit = owner;
+    atomic_store(&commit->held, true);
+    while (!atomic_load(&commit->go)) {
+        sched_yield();
+    }
+    return false;
+}
+
+static bool count_left(void *owner)
+{
+    struct shared_commit *commit = owner;
+    struct queue_hold hold = {0};
+    struct error err = {0};
+    while (queue_hold_places(queue, &hold, commit->left + 1, &err) == 0) {
+        commit->left++;
+    }
+    queue_hold_nothing(queue, &hold);
+    return false;
+}
+
+static void *claim_waiting(void *owner)
+{
+    struct job job;
+    EXPECT(queue_claim(queue, wait_for_go, owner, &job, NULL) == -EAGAIN);
+    return NULL;
+}
+
+static void *claim_counting(void *owner)
+{
+    struct job job;
+    EXPECT(queue_claim(queue, count_left, owner, &job, NULL) == -EAGAIN);
+    return NULL;
+}
+
+static void *change_once(void *owner)
+{
+    struct shared_commit *commit = owner;
+    commit->result = commit->change();
+    return NULL;
+}
+
+/* Waits until so many changes are pending behind the one that is held up. */
+static void wait_pending(size_t count)
+{
+    for (bool reached = false; !reached; sched_yield()) {
+        pthread_mutex_lock(&queue->lock);
+        reached = queue->pending == count;
+        pthread_mutex_unlock(&queue->lock);
+    }
+}
+
+static int push_one(void)
+{
+    int64_t id = kit_push(queue, "fox");
+    return id > 0 ? 0 : (int)id;
+}
+
+static int retry_first(void)
+{
+    return queue_retry(queue, 1, NULL);
+}
+
+static int release_first(void)
+{
+    return queue_release(queue, 1, NULL);
+}
+
+/* Of the limit of 3 one waits, one comes with `change`: one is left, no matter when one looks. */
+static void check_left_after(int (*change)(void))
+{
+    struct shared_commit commit = {.change = change};
+    pthread_t threads[3];
+    pthread_create(&threads[0], NULL, claim_waiting, &commit);
+    while (!atomic_load(&commit.held)) {
+        sched_yield();
+    }
+    pthread_create(&threads[1], NULL, change_once, &commit);
+    wait_pending(1);
+    pthread_create(&threads[2], NULL, claim_counting, &commit);
+    wait_pending(2);
+    atomic_store(&commit.go, true);
+    for (int i = 0; i < 3; i++) {
+        pthread_join(threads[i], NULL);
+    }
+    EXPECT(commit.result == 0 && commit.left == 1, "%d, %zu left", commit.result, commit.left);
+    commit.left = 0;
+    count_left(&commit);
+    EXPECT(commit.left == 1, "%zu left afterwards", commit.left);
+}
+
+/* What is accepted but not on the disk yet takes its place, too. */
+static void test_places_in_commit(void)
+{
+    static int (*const changes[])(void) = {push_one, retry_first, release_first};
+    struct error err = {0};
+    for (int i = 0; i < 3; i++) {
+        queue = kit_open(3);
+        EXPECT(kit_push(queue, "a") == 1 && claim() == 1 && kit_push(queue, "b") == 2);
+        if (changes[i] == retry_first) {
+            EXPECT(queue_cancel(queue, 1, &err) == 0 && queue_release(queue, 1, &err) == 0);
+        }
+        check_left_after(changes[i]);
+        queue_close(queue);
+        scratch_clear();
+    }
+}
+
 static int count_setting(void *owner, const char *key, const char *value)
 {
     char *all = owner;
@@ -355,9 +477,10 @@ static void test_observer(void)
 
 int main(void)
 {
-    static void (*const tests[])(void) = {test_push_and_load, test_life_of_a_job, test_endings,
-                                          test_order,         test_recovery,      test_limit,
-                                          test_places,        test_settings,      test_observer};
+    static void (*const tests[])(void) = {test_push_and_load, test_life_of_a_job,    test_endings,
+                                          test_order,         test_recovery,         test_limit,
+                                          test_places,        test_places_in_commit, test_settings,
+                                          test_observer};
     scratch_run(tests, sizeof tests / sizeof tests[0]);
     return test_finish();
 }
