@@ -94,6 +94,9 @@ struct submission {
 int submission_check(struct daemon *daemon, const struct submission *submission, bool complete,
                      struct queue_hold *hold, struct error *err);
 
+/* How many jobs it asks for; 1 if it can't be understood, or not yet. */
+size_t submission_count(struct daemon *daemon, const struct submission *submission);
+
 /* Puts the jobs into the queue, durably; ids has room for PROMPT_MAX_COUNT. Failure: as above, and
  * as queue_push. */
 int submission_accept(struct daemon *daemon, const struct submission *submission,

@@ -31,7 +31,7 @@ struct handle {
     int64_t snapshot_ns, changed_ns;
     bool was_read;
     bool dirty;             /* prompts/: changed since the last submission */
-    bool placed;            /* and a place in the queue was asked for */
+    size_t placed;          /* and so many places in the queue asked for; SIZE_MAX: it needs none */
     bool refused;           /* `new`: write() has said no; the rest is dropped until close */
     struct queue_hold hold; /* for what was written; the queue's */
 

@@ -117,61 +117,6 @@ void drop_read(fuse_req_t req, struct handle *handle, size_t size, off_t offset)
     image_read(req, handle, size, offset);
 }
 
-/* A place in the queue for the job that a file of this name will be. */
-static int place_hold(struct daemon *daemon, struct queue_hold *hold, const char *name, uid_t uid)
-{
-    struct error err = {0};
-    int code = drop_name_is_prompt(name) ? queue_hold_places(daemon->queue, hold, 1, &err) : 0;
-
-    if (code != 0) {
-        events_add_error_of(&daemon->events, uid, "prompts: a file was refused", "prompts/%s: %s",
-                            name, err.text);
-    }
-    return code;
-}
-
-/* What will be needed at the close: room on the disk, and a place from the first write on. */
-static int room_hold(struct daemon *daemon, struct handle *handle, off_t end)
-{
-    size_t bytes = end < PROMPT_MAX_BYTES ? (size_t)end : PROMPT_MAX_BYTES;
-    char name[256];
-    bool placed;
-    int code = 0;
-
-    pthread_mutex_lock(&daemon->tree.lock);
-    placed = handle->placed;
-    pthread_mutex_unlock(&daemon->tree.lock);
-    if (!placed && drop_name_of(&daemon->drop, handle->fd, name)) {
-        code = place_hold(daemon, &handle->hold, name, handle->opener.uid);
-    }
-    return code == 0
-               ? queue_hold_bytes(daemon->queue, &handle->hold, queue_push_bytes(1, bytes), NULL)
-               : code;
-}
-
-void drop_write(fuse_req_t req, struct handle *handle, const char *bytes, size_t size, off_t offset)
-{
-    struct daemon *daemon = daemon_of(req);
-    ssize_t written;
-    int code = room_hold(daemon, handle, offset + (off_t)size);
-
-    if (code != 0) {
-        fuse_reply_err(req, -code);
-        return;
-    }
-    do {
-        written = pwrite(handle->fd, bytes, size, offset);
-    } while (written < 0 && errno == EINTR);
-    if (written < 0) {
-        fuse_reply_err(req, errno);
-        return;
-    }
-    pthread_mutex_lock(&daemon->tree.lock);
-    handle->dirty = handle->placed = true;
-    pthread_mutex_unlock(&daemon->tree.lock);
-    fuse_reply_write(req, (size_t)written);
-}
-
 /* ---- Making a job of a file. ---- */
 
 static int content_read(int fd, struct text *content)
@@ -218,6 +163,14 @@ static bool is_new(struct daemon *daemon, const char *name, const struct text *c
            !made_already(daemon, name, content_digest(content));
 }
 
+/* How many jobs it would be. */
+static size_t content_jobs(struct daemon *daemon, const struct text *content)
+{
+    struct submission submission = {.bytes = content->bytes, .length = content->length};
+
+    return content->length > 0 ? submission_count(daemon, &submission) : 1;
+}
+
 /* Submits what the open file holds under its name. */
 static int file_submit(struct daemon *daemon, const char *name, int fd, const struct viewer *writer,
                        struct queue_hold *hold)
@@ -258,7 +211,8 @@ static int handle_submit(struct daemon *daemon, struct handle *handle, struct qu
 
     pthread_mutex_lock(&daemon->tree.lock);
     dirty = handle->dirty;
-    handle->dirty = handle->placed = false;
+    handle->dirty = false;
+    handle->placed = 0;
     pthread_mutex_unlock(&daemon->tree.lock);
     if (!dirty || !drop_name_of(&daemon->drop, handle->fd, name) || !drop_name_is_prompt(name)) {
         return 0;
@@ -282,6 +236,122 @@ int drop_commit(struct daemon *daemon, struct handle *handle)
     return code;
 }
 
+/* ---- Writing. ---- */
+
+/* Places in the queue for the jobs that the prompt of this name will be. */
+static int places_hold(struct daemon *daemon, struct queue_hold *hold, size_t count,
+                       const char *name, uid_t uid)
+{
+    struct error err = {0};
+    int code = queue_hold_places(daemon->queue, hold, count, &err);
+
+    if (code != 0) {
+        events_add_error_of(&daemon->events, uid, "prompts: a file was refused", "prompts/%s: %s",
+                            name, err.text);
+    }
+    return code;
+}
+
+/* How many jobs the file will be, as far as can be told once these bytes are in it. */
+static size_t jobs_after(struct daemon *daemon, const struct handle *handle, const char *bytes,
+                         size_t size, size_t offset)
+{
+    int fd = drop_reopen(&daemon->drop, handle->node.id, O_RDONLY);
+    struct text content = {0};
+    size_t count = 1;
+
+    if (fd >= 0 && content_read(fd, &content) == 0 && offset <= content.length) {
+        size_t within = content.length - offset < size ? content.length - offset : size;
+
+        if (within > 0) {
+            memcpy(content.bytes + offset, bytes, within);
+        }
+        text_add(&content, bytes + within, size - within);
+        count = content.failed ? 1 : content_jobs(daemon, &content);
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+    content_finish(&content);
+    return count;
+}
+
+/* Places for so many jobs, if the file's name is that of a prompt. */
+static int places_want(struct daemon *daemon, struct handle *handle, size_t count)
+{
+    char name[256];
+    bool named = drop_name_of(&daemon->drop, handle->fd, name), prompt;
+    int code = 0;
+
+    prompt = named && drop_name_is_prompt(name);
+    if (prompt) {
+        code = places_hold(daemon, &handle->hold, count, name, handle->opener.uid);
+    }
+    if (code == 0) {
+        pthread_mutex_lock(&daemon->tree.lock);
+        handle->placed = prompt ? count : SIZE_MAX;
+        pthread_mutex_unlock(&daemon->tree.lock);
+    }
+    return code;
+}
+
+/* What will be needed at the close: room on the disk, and places from the first write on. */
+static int room_hold(struct daemon *daemon, struct handle *handle, const char *bytes, size_t size,
+                     off_t offset)
+{
+    off_t end = offset + (off_t)size;
+    size_t length = end < PROMPT_MAX_BYTES ? (size_t)end : PROMPT_MAX_BYTES, count = 1, placed;
+    int code = 0;
+
+    pthread_mutex_lock(&daemon->tree.lock);
+    placed = handle->placed;
+    pthread_mutex_unlock(&daemon->tree.lock);
+    if (placed != SIZE_MAX && end <= PROMPT_MAX_BYTES) {
+        count = jobs_after(daemon, handle, bytes, size, (size_t)offset);
+    }
+    /* The folder is searched for the name: not with every write. */
+    if (placed != SIZE_MAX && placed != count) {
+        code = places_want(daemon, handle, count);
+    }
+    return code == 0 ? queue_hold_bytes(daemon->queue, &handle->hold,
+                                        queue_push_bytes(count, length), NULL)
+                     : code;
+}
+
+/* What could not be written whole is not what was meant: closing makes nothing of it. */
+static void write_refuse(struct daemon *daemon, struct handle *handle)
+{
+    pthread_mutex_lock(&daemon->tree.lock);
+    handle->dirty = false;
+    handle->placed = 0;
+    pthread_mutex_unlock(&daemon->tree.lock);
+    queue_hold_nothing(daemon->queue, &handle->hold);
+}
+
+void drop_write(fuse_req_t req, struct handle *handle, const char *bytes, size_t size, off_t offset)
+{
+    struct daemon *daemon = daemon_of(req);
+    ssize_t written;
+    int code = room_hold(daemon, handle, bytes, size, offset);
+
+    if (code != 0) {
+        write_refuse(daemon, handle);
+        fuse_reply_err(req, -code);
+        return;
+    }
+    do {
+        written = pwrite(handle->fd, bytes, size, offset);
+    } while (written < 0 && errno == EINTR);
+    if (written < 0) {
+        fuse_reply_err(req, errno);
+        return;
+    }
+    pthread_mutex_lock(&daemon->tree.lock);
+    handle->dirty = true;
+    pthread_mutex_unlock(&daemon->tree.lock);
+    fuse_reply_write(req, (size_t)written);
+}
+
 /* ---- Names. ---- */
 
 void drop_unlink(fuse_req_t req, const char *name)
@@ -291,19 +361,22 @@ void drop_unlink(fuse_req_t req, const char *name)
     fuse_reply_err(req, code);
 }
 
-/* Whether renaming a file makes a job of it: an editor may also give a prompt its name back. */
-static bool rename_makes_job(struct daemon *daemon, const char *name, const char *new_name)
+/* How many jobs renaming a file makes: an editor may also give a prompt its name back. */
+static size_t rename_jobs(struct daemon *daemon, const char *name, const char *new_name)
 {
     int fd = openat(daemon->drop.folder_fd, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
     struct text content = {0};
-    bool makes = fd >= 0 && drop_name_is_prompt(new_name) && content_read(fd, &content) == 0 &&
-                 is_new(daemon, new_name, &content);
+    size_t count = 0;
 
+    if (fd >= 0 && drop_name_is_prompt(new_name) && content_read(fd, &content) == 0 &&
+        is_new(daemon, new_name, &content)) {
+        count = content_jobs(daemon, &content);
+    }
     if (fd >= 0) {
         close(fd);
     }
     content_finish(&content);
-    return makes;
+    return count;
 }
 
 /* A file that gets the name of a prompt is one, and is made at once, unless someone is still
@@ -314,10 +387,11 @@ void drop_rename(fuse_req_t req, const char *name, const char *new_name, unsigne
     struct viewer writer = viewer_of(req);
     int folder = daemon->drop.folder_fd, fd;
     struct queue_hold hold = {0};
+    size_t count = rename_jobs(daemon, name, new_name);
     int code = 0;
 
-    if (rename_makes_job(daemon, name, new_name)) {
-        code = place_hold(daemon, &hold, new_name, writer.uid);
+    if (count > 0) {
+        code = places_hold(daemon, &hold, count, new_name, writer.uid);
     }
     if (code == 0 && renameat2(folder, name, folder, new_name, flags) != 0) {
         code = -errno;

@@ -96,6 +96,21 @@ int submission_check(struct daemon *daemon, const struct submission *submission,
     return code == 0 ? 0 : refuse(daemon, submission, code, err);
 }
 
+size_t submission_count(struct daemon *daemon, const struct submission *submission)
+{
+    struct control_values values;
+    struct prompt prompt;
+    struct error err;
+    size_t count = 1;
+
+    control_values(&daemon->control, &values);
+    if (prompt_parse(&prompt, submission->bytes, submission->length, &values.prompt, &err) == 0) {
+        count = (size_t)prompt.values.count;
+        prompt_finish(&prompt);
+    }
+    return count;
+}
+
 /* Of several images from one file the later ones get names with a number before the extension,
  * since each name in images/ comes from the source: fox.png, fox-2.png … */
 static void source_number(char source[QUEUE_NAME_BYTES], const char *of, size_t index)

@@ -305,6 +305,45 @@ class FullQueue(MountTest):
             file.write(" and hare")
         self.assertEqual(self.mount.prompts(), ["first", "fox and hare"])
 
+    def test_all_that_a_file_asks_for(self):
+        """Places are held for its whole count as soon as that can be read."""
+        self.assertNotEqual(self.put("a.txt", "fox --count 2"), 0)
+        self.assertIn("prompts/a.txt: the queue is full", self.mount.read("status", "error"))
+        self.assertEqual(self.put("a.txt", "fox --count 1"), 0)
+        self.mount.write("cancel\n", "jobs", "1", "ctl")
+        self.mount.write("cancel\n", "jobs", "2", "ctl")
+        with open(self.mount.at("prompts", "b.txt"), "w") as file:
+            file.write("hare --count")
+            file.flush()
+            file.write(" 2")
+            file.flush()
+            self.assertNotEqual(self.put("c.txt"), 0)
+            file.seek(0)
+            file.write("1 hare  ")  # "1 hare  ount 2": a count no more
+            file.flush()
+            self.assertEqual(self.put("c.txt"), 0)
+        self.assertEqual(self.mount.prompts(), ["first", "fox", "fox", "1 hare  ount 2"])
+
+    def test_a_part_is_not_painted(self):
+        """Where a later write is refused, closing makes no job of what was written before."""
+        fd = os.open(self.mount.at("prompts", "a.txt"), os.O_WRONLY | os.O_CREAT)
+        os.write(fd, b"fox\n")
+        with self.assertRaises(BlockingIOError):
+            os.write(fd, b"--count 2\n")
+        os.close(fd)
+        self.assertEqual(self.mount.prompts(), ["first"])
+        self.assertEqual(self.put("b.txt"), 0, "the place that it had is free")
+        self.assertEqual(self.mount.prompts(), ["first", "fox"])
+
+    def test_rename_of_several(self):
+        self.assertEqual(self.put(".hidden", "fox --count 2"), 0)
+        with self.assertRaises(BlockingIOError):
+            os.rename(self.mount.at("prompts", ".hidden"), self.mount.at("prompts", "b.txt"))
+        self.assertEqual(os.listdir(self.mount.at("prompts")), [".hidden"])
+        self.mount.write("cancel\n", "jobs", "1", "ctl")
+        os.rename(self.mount.at("prompts", ".hidden"), self.mount.at("prompts", "b.txt"))
+        self.assertEqual(self.mount.prompts(), ["first", "fox", "fox"])
+
     def test_rename(self):
         self.assertEqual(self.put(".hidden"), 0)
         self.assertEqual(self.put("a.txt"), 0)
