@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* Which phase comes next, and what it does to those whom it serves. */
 #include <errno.h>
-#include <math.h>
 #include <stdio.h>
 
 #include "engine/pipeline.h"
@@ -160,10 +159,9 @@ static bool settle_first(struct engine *engine)
         if (budget_watch(engine) || pass_obtain(engine, image_budget(image)))
             return true;
         error_set(&err, ENOMEM,
-                  "size %dx%d with %d steps needs a vram_budget of %.2f MB at least; there are "
-                  "%.2f MB%s",
+                  "size %dx%d with %d steps needs a vram_budget of %s at least; there are %s%s",
                   image->request.width_px, image->request.height_px, image->request.steps,
-                  ceil((double)image_budget(image) / 1e4) / 100, (double)engine->budget / 1e6,
+                  size_needed(image_budget(image)).text, size_shown(engine->budget).text,
                   engine->budget == engine->ceiling ? ", for the device has no more" : "");
         image_fail(image, &err);
         return true;

@@ -6,6 +6,8 @@
 #ifndef FLUXFS_ENGINE_ERROR_H
 #define FLUXFS_ENGINE_ERROR_H
 
+#include <stdint.h>
+
 struct error {
     int code; /* 0, or a negative errno */
     char text[256];
@@ -23,5 +25,15 @@ static inline int error_code(int errnum)
 {
     return -errnum;
 }
+
+struct size_text {
+    char text[24];
+};
+
+/* Bytes for a person: "1000 B", "1.5 KiB", "12.5 MiB", "1.25 GiB". */
+struct size_text size_shown(uint64_t bytes);
+
+/* The same with two decimals and rounded up, so that a budget of this text has room for them. */
+struct size_text size_needed(uint64_t bytes);
 
 #endif

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* The budget, and how the memory stands. */
 #include <errno.h>
-#include <math.h>
 #include <stdlib.h>
 
 #include "engine/pipeline.h"
@@ -137,9 +136,8 @@ int budget_check(const struct engine *engine, uint64_t bytes, struct error *err)
     if (bytes >= least)
         return 0;
     return error_set(err, EINVAL,
-                     "vram_budget of %.2f MB is too small: the smallest picture takes %.2f MB at "
-                     "least",
-                     (double)bytes / 1e6, ceil((double)least / 1e4) / 100);
+                     "vram_budget of %s is too small: the smallest picture takes %s at least",
+                     size_shown(bytes).text, size_needed(least).text);
 }
 
 void engine_memory(struct engine *engine, struct engine_memory *memory)

@@ -137,9 +137,9 @@ static int out_of_memory(const struct offload *offload, int code, uint64_t bytes
     arena_stats(offload->arena, &stats);
     return error_set(
         err, -code,
-        "no room for %.1f MB of weights: %.1f of %.1f MB are in use; raise vram_budget "
-        "or make the image smaller",
-        (double)bytes / 1e6, (double)stats.allocated / 1e6, (double)stats.budget / 1e6);
+        "no room for %s of weights: %s of %s are in use; raise vram_budget or make the image "
+        "smaller",
+        size_shown(bytes).text, size_shown(stats.allocated).text, size_shown(stats.budget).text);
 }
 
 /* A list as the planner sees it; to be freed by case_finish. */
@@ -311,9 +311,9 @@ static int plan_list(struct offload *offload, const struct block_list *list, uin
         error_set(err, ENOMEM, "out of host memory");
     else if (plan(offload, &of, l, offload->resident, room, residency) != 0)
         result = error_set(err, ENOMEM,
-                           "weights need %.1f MB at least and %.1f MB are left for them; raise "
+                           "weights need %s at least and %s are left for them; raise "
                            "vram_budget or make the image smaller",
-                           (double)list->least_bytes / 1e6, (double)room / 1e6);
+                           size_needed(list->least_bytes).text, size_shown(room).text);
     else if (remember(offload, l, residency->ring_bytes) != 0)
         result = error_set(err, ENOMEM, "out of host memory");
     offload->room = room;

@@ -30,8 +30,8 @@ static int memory_short(struct engine *engine, struct error *err)
     engine->ceiling = stats.reserved;
     engine->ceiling_wait_s = engine->ceiling_wait_s > 0 ? 2 * engine->ceiling_wait_s : PATIENCE_S;
     engine->ceiling_until_s = engine_now(engine) + engine->ceiling_wait_s;
-    return error_set(err, EAGAIN, "the device has no memory beyond %.1f MB",
-                     (double)stats.reserved / 1e6);
+    return error_set(err, EAGAIN, "the device has no memory beyond %s",
+                     size_shown(stats.reserved).text);
 }
 
 int pass_allocate(struct engine *engine, uint64_t bytes, const char *what, uintptr_t *address,
@@ -47,10 +47,10 @@ int pass_allocate(struct engine *engine, uint64_t bytes, const char *what, uintp
     if (result != -ENOMEM)
         return error_set(err, -result, "device memory: %s", strerror(-result));
     error_set(err, ENOMEM,
-              "no room for %.1f MB of %s: %.1f of %.1f MB are in use; raise vram_budget or make "
-              "the image smaller",
-              (double)bytes / 1e6, what, (double)shortage.reserved_bytes / 1e6,
-              (double)shortage.budget_bytes / 1e6);
+              "no room for %s of %s: %s of %s are in use; raise vram_budget or make the image "
+              "smaller",
+              size_shown(bytes).text, what, size_shown(shortage.reserved_bytes).text,
+              size_shown(shortage.budget_bytes).text);
     return memory_short(engine, err);
 }
 

@@ -242,8 +242,8 @@ static int trial_open(struct trial *t, struct error *err)
     if (result == 0)
         result = arena_alloc(t->arena, &request, &t->memory, NULL);
     if (result != 0)
-        return error_set(err, -result, "measuring the device: %.1f MB of its memory: %s",
-                         (double)request.bytes / 1e6, strerror(-result));
+        return error_set(err, -result, "measuring the device: %s of its memory: %s",
+                         size_shown(request.bytes).text, strerror(-result));
     t->noise = malloc(longest(t) * sizeof *t->noise);
     if (t->noise == NULL)
         return error_set(err, ENOMEM, "out of host memory");

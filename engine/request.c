@@ -60,12 +60,6 @@ static int check_values(const struct image_request *r, struct error *err)
     return 0;
 }
 
-/* Bytes as MB with so many decimals that none is lost, rounded up at the last. */
-static double megabytes(uint64_t bytes)
-{
-    return ceil((double)bytes / 1e4) / 100;
-}
-
 /* What was found possible must stay so: nothing else is given the memory for it. */
 static void remember(struct engine *engine, uint64_t bytes)
 {
@@ -89,11 +83,9 @@ int engine_check(const struct engine *engine, const struct image_request *r, str
     scratch_finish(&image.step_scratch);
     budget = budget_possible((struct engine *)engine);
     if (result == 0 && least > budget)
-        return error_set(err, ENOMEM,
-                         "size %dx%d with %d steps needs a vram_budget of %.2f MB at least; it is "
-                         "%.2f MB",
-                         r->width_px, r->height_px, r->steps, megabytes(least),
-                         (double)budget / 1e6);
+        return error_set(
+            err, ENOMEM, "size %dx%d with %d steps needs a vram_budget of %s at least; it is %s",
+            r->width_px, r->height_px, r->steps, size_needed(least).text, size_shown(budget).text);
     if (result == 0)
         remember((struct engine *)engine, least - fixed_bytes(engine));
     return result;

@@ -45,19 +45,6 @@ void content_add_string(struct text *text, const char *string)
     text_add(text, string, strlen(string));
 }
 
-void content_add_size(struct text *text, uint64_t bytes)
-{
-    static const char *const units[] = {"KiB", "MiB", "GiB", "TiB"};
-    double value = (double)bytes / 1024;
-    size_t unit = 0;
-
-    while (value >= 1024 && unit + 1 < sizeof units / sizeof units[0]) {
-        value /= 1024;
-        unit++;
-    }
-    text_print(text, "%.1f %s", value, units[unit]);
-}
-
 void content_add_time(struct text *text, int64_t ns)
 {
     char shown[32];

@@ -13,7 +13,6 @@ void content_drop_front(struct text *text, size_t length);
 uint64_t content_hash(const struct text *text); /* FNV-1a */
 
 void content_add_string(struct text *text, const char *string);
-void content_add_size(struct text *text, uint64_t bytes); /* "16.8 MiB" */
-void content_add_time(struct text *text, int64_t ns);     /* "2026-11-24T11:19:02Z" */
+void content_add_time(struct text *text, int64_t ns); /* "2026-11-24T11:19:02Z" */
 
 #endif

@@ -9,17 +9,9 @@
 
 enum { MAP_COLUMNS = 100 };
 
-#define GIB ((double)(UINT64_C(1) << 30))
-#define MIB ((double)(UINT64_C(1) << 20))
-
 static void print_size(FILE *out, uint64_t bytes)
 {
-    if (bytes == 0)
-        fprintf(out, "nothing");
-    else if ((double)bytes < GIB)
-        fprintf(out, "%.1f MiB", (double)bytes / MIB);
-    else
-        fprintf(out, "%.2f GiB", (double)bytes / GIB);
+    fprintf(out, "%s", bytes == 0 ? "nothing" : size_shown(bytes).text);
 }
 
 static void print_device(const struct engine_forecast *f, bool described, FILE *out)
@@ -34,9 +26,7 @@ static void print_device(const struct engine_forecast *f, bool described, FILE *
             f->image.cfg_scale != 1 ? ", true CFG: each step twice" : "");
     fprintf(out, "budget    ");
     print_size(out, f->budget);
-    fprintf(out, "; this picture needs ");
-    print_size(out, f->least_budget);
-    fprintf(out, " at least\n");
+    fprintf(out, "; this picture needs %s at least\n", size_needed(f->least_budget).text);
 }
 
 static void print_blocks(const struct engine_forecast *f, FILE *out)
@@ -50,8 +40,8 @@ static void print_blocks(const struct engine_forecast *f, FILE *out)
     for (int i = 0; i < FORECAST_KINDS && f->blocks[i].kind != NULL; i++) {
         const struct forecast_blocks *b = &f->blocks[i];
 
-        fprintf(out, "  %-18s %6d %6d %6d %8.1f MiB\n", b->kind, b->count, b->resident,
-                b->count - b->resident, (double)b->bytes / MIB);
+        fprintf(out, "  %-18s %6d %6d %6d %12s\n", b->kind, b->count, b->resident,
+                b->count - b->resident, size_shown(b->bytes).text);
     }
     fprintf(out, "  over the link in each step: ");
     print_size(out, f->link_bytes);

@@ -101,9 +101,7 @@ static void progress_render(struct status *status, const struct board_state *sta
 
 static void size_line(struct text *text, const char *key, uint64_t bytes)
 {
-    text_print(text, "%s ", key);
-    content_add_size(text, bytes);
-    content_add_string(text, "\n");
+    text_print(text, "%s %s\n", key, size_shown(bytes).text);
 }
 
 /* Words as in alloc/arena.h; what is reserved is what is used of the budget. */

@@ -60,8 +60,8 @@ class Plan(unittest.TestCase):
 
     def test_refusals(self):
         text = self.plan(f"--model={CONFIGS}", *CARD, "--vram-budget=1G", fails=True)
-        least = self.number(r"needs a vram_budget of ([\d.]+) MB", text)
-        self.plan(f"--model={CONFIGS}", *CARD, f"--vram-budget={int(least * 1e6 + 1)}")
+        least = re.search(r"needs a vram_budget of ([\d.]+ GiB) at least; it is 1.00 GiB", text)
+        self.plan(f"--model={CONFIGS}", *CARD, f"--vram-budget={least[1]}")
         for words, why in ((["--vram=24G", "--link=25"], "all three"),
                            (["--link=0"], "--link: \"0\""), (["--tflops=x"], "--tflops: \"x\""),
                            (["--vram=1Q"], "--vram: \"1Q\""), (["--jobs=2.5"], "--jobs"),

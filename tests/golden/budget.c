@@ -102,11 +102,11 @@ static bool same(const struct image_request *r, const uint8_t *pixels, const uin
 /* The budget that a refusal says would do. */
 static uint64_t named_budget(const char *refusal)
 {
-    const char *end = strstr(refusal, " MB at least");
+    const char *end = strstr(refusal, " MiB at least");
 
     while (end != NULL && end > refusal && end[-1] != ' ')
         end--;
-    return end != NULL ? (uint64_t)(strtod(end, NULL) * 1e6 + 0.5) : 0;
+    return end != NULL ? (uint64_t)(strtod(end, NULL) * 1048576) : 0;
 }
 
 /* The same picture with so much memory, activations included. */

@@ -176,6 +176,40 @@ static void test_sizes(void)
         EXPECT(config_parse_size(&bytes, bad[i], &err) == -EINVAL, "%s", bad[i]);
 }
 
+/* As they are shown, and what a refusal says is needed: that is enough, and no more than it must
+ * be. */
+static void test_sizes_shown(void)
+{
+    static const struct {
+        uint64_t bytes;
+        const char *shown, *needed;
+    } sizes[] = {{0, "0 B", "0 B"},
+                 {1000, "1000 B", "1000 B"},
+                 {1024, "1.0 KiB", "1.00 KiB"},
+                 {1025, "1.0 KiB", "1.01 KiB"},
+                 {1 << 20, "1.0 MiB", "1.00 MiB"},
+                 {14810000, "14.1 MiB", "14.13 MiB"},
+                 {(12ull << 30) + 1, "12.00 GiB", "12.01 GiB"},
+                 {3ull << 40, "3.00 TiB", "3.00 TiB"},
+                 {UINT64_MAX, "16777216.00 TiB", "16777216.00 TiB"}};
+    uint64_t needed, bytes = 1;
+
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        struct size_text shown = size_shown(sizes[i].bytes), least = size_needed(sizes[i].bytes);
+
+        EXPECT(strcmp(shown.text, sizes[i].shown) == 0, "%s", shown.text);
+        EXPECT(strcmp(least.text, sizes[i].needed) == 0, "%s", least.text);
+    }
+    for (int i = 0; i < 3000; i++) {
+        struct size_text least = size_needed(bytes);
+
+        EXPECT(config_parse_size(&needed, least.text, &err) == 0 && needed >= bytes &&
+                   needed - bytes <= bytes / 100,
+               "%llu: %s", (unsigned long long)bytes, least.text);
+        bytes += bytes / 90 + 1;
+    }
+}
+
 int main(void)
 {
     if (mkdtemp(folder) == NULL)
@@ -188,6 +222,7 @@ int main(void)
     test_plan();
     test_refusals();
     test_sizes();
+    test_sizes_shown();
     unlink(ini);
     rmdir(folder);
     return test_finish();
