@@ -20,7 +20,8 @@ enum {
 
 /* A trial goes on for so long at least: what it takes to mark it does not count then. */
 #define TRIAL_S 0.02
-/* What a card does for so long warms it up; the last trial counts. */
+/* What a card does for so long warms it up, and pins what is copied again and again; the last trial
+ * counts. */
 #define WARM_S 1.0
 #define LEAST_S 1e-9
 #define NORM_EPS 1e-6f
@@ -296,7 +297,7 @@ int rates_measure(struct device_rates *rates, struct backend *backend,
     err->code = 0;
     if (trial_open(&t, err) == 0) {
         trial_fill(&t);
-        rates->link_bytes = bytes_of(t.up) / seconds_of(&t, STREAM_COPY, try_link, false, err);
+        rates->link_bytes = bytes_of(t.up) / seconds_of(&t, STREAM_COPY, try_link, warm, err);
         rates->linear_flops =
             LINEARS * product_of(t.y, t.up) / seconds_of(&t, STREAM_COMPUTE, try_linear, warm, err);
         rates->attention_flops = 4 * (double)t.rows * (double)t.rows * (double)t.width /
