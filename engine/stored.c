@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "engine/file.h"
@@ -31,28 +32,36 @@ static float value_at(const struct stored_tensor *tensor, int64_t index)
     return half & 0x8000 ? -u.value * 0x1p112f : u.value * 0x1p112f;
 }
 
+static bool row_read(const struct stored_tensor *tensor, int64_t row, int64_t cols, float *y)
+{
+    bool finite = true;
+
+    for (int64_t j = 0; j < cols; j++) {
+        y[j] = value_at(tensor, row * cols + j);
+        finite &= (bool)isfinite(y[j]);
+    }
+    return finite;
+}
+
 int stored_rows_read(const struct stored_tensor *tensor, const int32_t *rows, int count, float *y,
                      struct error *err)
 {
     int64_t cols = tensor->shape[1];
 
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < count; i++, y += cols) {
         if (rows[i] < 0 || rows[i] >= tensor->shape[0])
             return error_set(err, EINVAL,
                              "%s: tensor %s has %lld rows, but the tokenizer gives id %d; are "
                              "both of one model?",
                              file_label(tensor->path), tensor->name, (long long)tensor->shape[0],
                              (int)rows[i]);
-        for (int64_t j = 0; j < cols; j++) {
-            float value = value_at(tensor, rows[i] * cols + j);
-
-            if (!isfinite(value))
-                return error_set(err, EINVAL,
-                                 "%s: tensor %s: NaN or infinite weights; the file is damaged, "
-                                 "fetch it again",
-                                 file_label(tensor->path), tensor->name);
-            y[i * cols + j] = value;
-        }
+        if (i > 0 && rows[i] == rows[i - 1]) /* padding, most of it */
+            memcpy(y, y - cols, (size_t)cols * sizeof *y);
+        else if (!row_read(tensor, rows[i], cols, y))
+            return error_set(err, EINVAL,
+                             "%s: tensor %s: NaN or infinite weights; the file is damaged, "
+                             "fetch it again",
+                             file_label(tensor->path), tensor->name);
     }
     return 0;
 }

@@ -18,6 +18,9 @@
 /* Pinned memory that weights pass through: enough for the link to stay busy while threads fill. */
 enum { CUDA_SLOTS = 16, CUDA_SLOT_BYTES = 8 << 20 };
 
+/* What hidden states and pictures pass through. */
+enum { CUDA_BOUNCES = 2, CUDA_BOUNCE_BYTES = 1 << 20 };
+
 /* What the host store pins at a time for copies, and from which size on weights stay where they
  * are; the largest of a FLUX.1 in fp16 or fp32 fit. */
 #define CUDA_STORE_CHUNK_BYTES ((size_t)128 << 20)
@@ -45,8 +48,10 @@ struct cuda_backend {
     struct dnn dnn;
     struct host_store *store;
     struct staging *staging;
-    char *pinned;                            /* CUDA_SLOTS · CUDA_SLOT_BYTES */
+    char *pinned;                            /* CUDA_SLOTS · CUDA_SLOT_BYTES, then … */
+    char *bounce;                            /* … CUDA_BOUNCES · CUDA_BOUNCE_BYTES */
     cudaEvent_t slot_events[CUDA_SLOTS];     /* the slot has been read */
+    cudaEvent_t bounce_events[CUDA_BOUNCES]; /* the half may be used again */
     cudaEvent_t hold_events[STAGING_HOLDS];  /* points in the compute stream */
     cudaEvent_t ticket_events[CUDA_TICKETS]; /* points in the copy stream */
     cudaEvent_t mark_events[BACKEND_MARKS];  /* of both streams, with their times */

@@ -3,11 +3,14 @@
  * threads. */
 #include <errno.h>
 #include <sched.h>
-#include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "engine/cuda/cuda.h"
 #include "engine/cuda/weights.h"
+
+#define PINNED_BYTES                                                                               \
+    ((size_t)CUDA_SLOTS * CUDA_SLOT_BYTES + (size_t)CUDA_BOUNCES * CUDA_BOUNCE_BYTES)
 
 /* ---- hidden states and pictures ---- */
 
@@ -23,46 +26,112 @@ static void convert(void *target, const void *source, enum dtype source_dtype, i
     (void)weights_fill(&copy, 0, n, target);
 }
 
+/* Elements of a tensor, and how many of them pass through a half of the pinned buffer at a time. */
+struct crossing {
+    struct cuda_backend *cuda;
+    struct tensor tensor;
+    size_t host_bytes, device_bytes; /* of an element */
+    int64_t count, each;
+    const char *what;
+};
+
+static struct crossing crossing_of(struct backend *backend, struct tensor tensor, const char *what)
+{
+    size_t device_bytes = dtype_bytes(tensor.dtype);
+
+    return (struct crossing){.cuda = cuda_of(backend),
+                             .tensor = tensor,
+                             .host_bytes =
+                                 tensor.dtype == DTYPE_BF16 ? sizeof(float) : device_bytes,
+                             .device_bytes = device_bytes,
+                             .count = tensor.rows * tensor.stride,
+                             .each = (int64_t)(CUDA_BOUNCE_BYTES / device_bytes),
+                             .what = what};
+}
+
+static int64_t elements_at(const struct crossing *x, int64_t at)
+{
+    return x->count - at < x->each ? x->count - at : x->each;
+}
+
+static char *device_at(const struct crossing *x, int64_t at)
+{
+    return (char *)x->tensor.data + (size_t)at * x->device_bytes;
+}
+
+/* Halves are taken in turns: while one is converted the other is on the link. */
+static int half_of(const struct crossing *x, int64_t at)
+{
+    return (int)(at / x->each % CUDA_BOUNCES);
+}
+
+static char *bounce_at(const struct crossing *x, int64_t at)
+{
+    return x->cuda->bounce + (size_t)half_of(x, at) * CUDA_BOUNCE_BYTES;
+}
+
+/* Queues the elements from `at` on, between the device and their half. */
+static bool cross(const struct crossing *x, int64_t at, enum cudaMemcpyKind kind)
+{
+    bool up = kind == cudaMemcpyHostToDevice;
+    void *target = up ? device_at(x, at) : bounce_at(x, at);
+    const void *source = up ? bounce_at(x, at) : device_at(x, at);
+
+    return cuda_check(x->cuda,
+                      cudaMemcpyAsync(target, source, (size_t)elements_at(x, at) * x->device_bytes,
+                                      kind, x->cuda->compute),
+                      x->what) &&
+           cuda_check(x->cuda,
+                      cudaEventRecord(x->cuda->bounce_events[half_of(x, at)], x->cuda->compute),
+                      x->what);
+}
+
+static bool crossed(const struct crossing *x, int64_t at)
+{
+    return cuda_check(x->cuda, cudaEventSynchronize(x->cuda->bounce_events[half_of(x, at)]),
+                      x->what);
+}
+
 void cuda_upload(struct backend *backend, struct tensor target, const void *source)
 {
-    struct cuda_backend *cuda = cuda_of(backend);
-    size_t bytes = tensor_bytes(&target);
-    void *converted = NULL;
+    struct crossing x = crossing_of(backend, target, "upload");
 
-    if (target.dtype == DTYPE_BF16) {
-        converted = malloc(bytes + 1);
-        if (converted == NULL) {
-            cuda_fail(cuda, ENOMEM, "upload", "out of host memory");
+    for (int64_t at = 0; at < x.count; at += x.each) {
+        const char *from = (const char *)source + (size_t)at * x.host_bytes;
+        int64_t count = elements_at(&x, at);
+
+        if (at >= CUDA_BOUNCES * x.each && !crossed(&x, at))
             return;
-        }
-        convert(converted, source, DTYPE_F32, target.rows * target.stride);
-        source = converted;
+        if (x.host_bytes != x.device_bytes)
+            convert(bounce_at(&x, at), from, DTYPE_F32, count);
+        else
+            memcpy(bounce_at(&x, at), from, (size_t)count * x.host_bytes);
+        if (!cross(&x, at, cudaMemcpyHostToDevice))
+            return;
     }
-    cuda_check(cuda,
-               cudaMemcpyAsync(target.data, source, bytes, cudaMemcpyHostToDevice, cuda->compute),
-               "upload");
-    cuda_check(cuda, cudaStreamSynchronize(cuda->compute), "upload");
-    free(converted);
+    cuda_check(x.cuda, cudaStreamSynchronize(x.cuda->compute), "upload");
 }
 
 void cuda_download(struct backend *backend, void *target, struct tensor source)
 {
-    struct cuda_backend *cuda = cuda_of(backend);
-    size_t bytes = tensor_bytes(&source);
-    bool narrow = source.dtype == DTYPE_BF16;
-    void *raw = narrow ? malloc(bytes + 1) : target;
+    struct crossing x = crossing_of(backend, source, "download");
 
-    if (raw == NULL) {
-        cuda_fail(cuda, ENOMEM, "download", "out of host memory");
-        return;
+    for (int64_t at = 0; at < x.count && at < CUDA_BOUNCES * x.each; at += x.each)
+        if (!cross(&x, at, cudaMemcpyDeviceToHost))
+            return;
+    for (int64_t at = 0; at < x.count; at += x.each) {
+        char *to = (char *)target + (size_t)at * x.host_bytes;
+        int64_t next = at + CUDA_BOUNCES * x.each;
+
+        if (!crossed(&x, at))
+            return;
+        if (x.host_bytes != x.device_bytes)
+            convert(to, bounce_at(&x, at), DTYPE_BF16, elements_at(&x, at));
+        else
+            memcpy(to, bounce_at(&x, at), (size_t)elements_at(&x, at) * x.host_bytes);
+        if (next < x.count && !cross(&x, next, cudaMemcpyDeviceToHost))
+            return;
     }
-    if (cuda_check(cuda,
-                   cudaMemcpyAsync(raw, source.data, bytes, cudaMemcpyDeviceToHost, cuda->compute),
-                   "download") &&
-        cuda_check(cuda, cudaStreamSynchronize(cuda->compute), "download") && narrow)
-        convert(target, raw, DTYPE_BF16, source.rows * source.stride);
-    if (narrow)
-        free(raw);
 }
 
 /* ---- weights ---- */
@@ -275,13 +344,12 @@ int transfer_open(struct cuda_backend *cuda, struct error *err)
     };
 
     bool ready =
-        cuda_check(cuda,
-                   cudaHostAlloc((void **)&cuda->pinned, (size_t)CUDA_SLOTS * CUDA_SLOT_BYTES,
-                                 cudaHostAllocDefault),
-                   "128 MiB of pinned host memory") &&
+        cuda_check(cuda, cudaHostAlloc((void **)&cuda->pinned, PINNED_BYTES, cudaHostAllocDefault),
+                   "130 MiB of pinned host memory") &&
         /* who waits for a slot sleeps */
         cuda_events_create(cuda, cuda->slot_events, CUDA_SLOTS,
                            cudaEventDisableTiming | cudaEventBlockingSync) &&
+        cuda_events_create(cuda, cuda->bounce_events, CUDA_BOUNCES, cudaEventDisableTiming) &&
         cuda_events_create(cuda, cuda->hold_events, STAGING_HOLDS, cudaEventDisableTiming) &&
         cuda_events_create(cuda, cuda->ticket_events, CUDA_TICKETS, cudaEventDisableTiming);
 
@@ -290,6 +358,7 @@ int transfer_open(struct cuda_backend *cuda, struct error *err)
     if (host_store_create(&cuda->store, &store, err) != 0)
         return err->code;
     options.memory = cuda->pinned;
+    cuda->bounce = cuda->pinned + (size_t)CUDA_SLOTS * CUDA_SLOT_BYTES;
     options.store = cuda->store;
     return staging_create(&cuda->staging, &options, err);
 }
@@ -304,6 +373,7 @@ void transfer_close(struct cuda_backend *cuda)
 {
     host_store_destroy(cuda->store);
     cuda_events_destroy(cuda->slot_events, CUDA_SLOTS);
+    cuda_events_destroy(cuda->bounce_events, CUDA_BOUNCES);
     cuda_events_destroy(cuda->hold_events, STAGING_HOLDS);
     cuda_events_destroy(cuda->ticket_events, CUDA_TICKETS);
     if (cuda->pinned != NULL)
@@ -314,5 +384,5 @@ uint64_t cuda_pinned_bytes(struct backend *backend)
 {
     const struct cuda_backend *cuda = cuda_of(backend);
 
-    return (uint64_t)CUDA_SLOTS * CUDA_SLOT_BYTES + host_store_bytes(cuda->store);
+    return PINNED_BYTES + host_store_bytes(cuda->store);
 }

@@ -122,7 +122,8 @@ void t5_buckets(const struct t5_config *config, int tokens, int32_t *buckets)
 {
     for (int i = 0; i < tokens; i++)
         for (int j = 0; j < tokens; j++)
-            buckets[i * tokens + j] = bucket_of(config, j - i);
+            buckets[i * tokens + j] =
+                i > 0 && j > 0 ? buckets[(i - 1) * tokens + j - 1] : bucket_of(config, j - i);
 }
 
 static void attention_apply(struct compute *c, const struct t5_config *config,
