@@ -37,8 +37,9 @@ struct block {
     size_t count, capacity;
     uint64_t bytes;      /* on the device */
     uint64_t parameters; /* elements of all tensors */
-    void *memory;        /* while present, else NULL; this and the ticket of its copies are */
-    uint64_t ticket;     /* the offload engine's */
+    void *memory;        /* while present, else NULL; this and the next two are */
+    uint64_t ticket;     /* of its copies, and */
+    uint64_t copied;     /* their end on the timeline, the offload engine's */
 };
 
 struct block_list {

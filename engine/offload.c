@@ -417,7 +417,7 @@ static void block_load(struct offload *offload, size_t j, uintptr_t address)
     timeline_copy_begin(offload->timeline, (j + pass->count - offload->turn) % pass->count,
                         block->bytes);
     block_fill(block, offload->backend);
-    timeline_copy_end(offload->timeline);
+    block->copied = timeline_copy_end(offload->timeline); /* before the ticket, which covers it */
     block->ticket = offload->backend->ops->copy_ticket(offload->backend);
 }
 
@@ -489,5 +489,6 @@ int offload_acquire(struct offload *offload, size_t i, bool wrap, struct error *
     while (ring_next(&offload->ring, i, &next, &offset))
         load_at(offload, offset, next);
     offload->backend->ops->copy_wait(offload->backend, pass->blocks[i]->ticket);
+    timeline_wait(offload->timeline, pass->blocks[i]->copied);
     return 0;
 }

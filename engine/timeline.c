@@ -10,6 +10,7 @@ void timeline_init(struct timeline *timeline, struct backend *backend)
 
 static uint64_t mark(struct timeline *t, enum backend_stream stream)
 {
+    t->marks++;
     return t->backend->ops->mark(t->backend, stream);
 }
 
@@ -60,6 +61,9 @@ static void tell_block(struct timeline *t, const struct timeline_block *block)
 
 static void copy_settle(struct timeline *t, const struct timeline_copy *copy)
 {
+    /* Nobody waited for so long that its marks, and that of its turn, may stand for others now. */
+    if (t->marks - copy->marks >= BACKEND_MARKS / 2)
+        return;
     t->sums.copy_s += seconds(t, copy->begun, copy->done);
     t->sums.copy_bytes += copy->bytes;
     if (t->watcher.settled == NULL)
@@ -78,7 +82,7 @@ static void copies_settle(struct timeline *t, uint64_t number)
     size_t kept = 0;
 
     for (size_t i = 0; i < t->copy_count; i++) {
-        if (t->copies[i].before <= number && t->copies[i].done != 0)
+        if (t->copies[i].waited <= number)
             copy_settle(t, &t->copies[i]);
         else
             t->copies[kept++] = t->copies[i];
@@ -135,17 +139,34 @@ void timeline_copy_begin(struct timeline *t, size_t ahead, uint64_t bytes)
 {
     if (t == NULL || t->copy_count == TIMELINE_COPIES)
         return;
-    t->copies[t->copy_count].begun = mark(t, STREAM_COPY);
-    t->copies[t->copy_count].done = 0;
-    t->copies[t->copy_count].turn = block_at(t, t->next - 1)->begun;
-    t->copies[t->copy_count].bytes = bytes;
-    t->copies[t->copy_count++].before = t->next - 1 + ahead;
+    t->copies[t->copy_count++] = (struct timeline_copy){
+        .number = ++t->copies_timed,
+        .marks = t->marks,
+        .begun = mark(t, STREAM_COPY),
+        .turn = block_at(t, t->next - 1)->begun,
+        .before = t->next - 1 + ahead,
+        .waited = UINT64_MAX,
+        .bytes = bytes,
+    };
 }
 
-void timeline_copy_end(struct timeline *t)
+uint64_t timeline_copy_end(struct timeline *t)
 {
-    if (t != NULL && t->copy_count > 0 && t->copies[t->copy_count - 1].done == 0)
+    if (t == NULL)
+        return 0;
+    if (t->copy_count > 0 && t->copies[t->copy_count - 1].done == 0)
         t->copies[t->copy_count - 1].done = mark(t, STREAM_COPY);
+    return t->copies_timed;
+}
+
+void timeline_wait(struct timeline *t, uint64_t end)
+{
+    for (size_t i = 0; t != NULL && i < t->copy_count; i++) {
+        struct timeline_copy *copy = &t->copies[i];
+
+        if (copy->waited == UINT64_MAX && copy->done != 0 && copy->number <= end)
+            copy->waited = t->next - 1;
+    }
 }
 
 double timeline_compute_s(const struct timeline *t, const char *kind)

@@ -39,7 +39,8 @@ struct timeline_span {
     uint64_t bytes;                  /* of a copy */
 };
 
-/* Told of every span once it is settled: a block, then the copies that it waited for. */
+/* Told of every span once it is settled: a block, then the copies that it was the first to wait
+ * for. */
 struct timeline_watcher {
     void *owner;
     void (*settled)(void *owner, const struct timeline_span *span); /* NULL: nobody watches */
@@ -53,7 +54,10 @@ struct timeline_block {
 struct timeline_copy {
     uint64_t begun, done; /* marks */
     uint64_t turn;        /* the mark where the block began in whose turn it was queued */
-    uint64_t before;      /* the number of a block that runs after it */
+    uint64_t before;      /* the number of the block that it is for, as things stood */
+    uint64_t waited;      /* the number of the block that waited for it; UINT64_MAX: none did yet */
+    uint64_t number;      /* among the copies timed, … */
+    uint64_t marks;       /* … and how many marks there were before */
     uint64_t bytes;
 };
 
@@ -64,7 +68,8 @@ struct timeline {
     bool open;                                        /* the last one's end is not marked */
     struct timeline_copy copies[TIMELINE_COPIES];
     size_t copy_count;
-    struct timeline_sums sums; /* since the start */
+    uint64_t copies_timed, marks; /* since the start, as the next two */
+    struct timeline_sums sums;
     struct timeline_kind kinds[TIMELINE_KINDS];
     struct timeline_watcher watcher;
     uint64_t clock_mark; /* the watcher's: where the block settled last began, … */
@@ -78,9 +83,12 @@ void timeline_init(struct timeline *timeline, struct backend *backend);
 void timeline_begin(struct timeline *timeline, const char *kind);
 void timeline_ready(struct timeline *timeline);
 /* Around the copies of one block's weights: of the block whose turn it is, or of one that comes so
- * many blocks later. NULL is allowed. */
+ * many blocks later. The end has a number. NULL is allowed. */
 void timeline_copy_begin(struct timeline *timeline, size_t ahead, uint64_t bytes);
-void timeline_copy_end(struct timeline *timeline);
+uint64_t timeline_copy_end(struct timeline *timeline);
+/* The block whose turn it is waits for the copies before this end: only then are they known to be
+ * done when it is. NULL is allowed. */
+void timeline_wait(struct timeline *timeline, uint64_t end);
 
 /* Seconds of computing with a block of this kind, of late; 0: not known. */
 double timeline_compute_s(const struct timeline *timeline, const char *kind);

@@ -18,6 +18,7 @@ struct device {
     uint64_t count, waited; /* marks made; the last that was waited for */
     uint64_t unsettled;     /* marks read before they were waited for */
     bool at_rest;
+    uint64_t copied; /* the end of the last copy */
 };
 
 static struct device *device_of(struct backend *backend)
@@ -68,7 +69,7 @@ static double copy(struct device *device, struct timeline *t, double copy_s)
     device->now[STREAM_COPY] = begin;
     timeline_copy_begin(t, 1, 10);
     device->now[STREAM_COPY] += copy_s;
-    timeline_copy_end(t);
+    device->copied = timeline_copy_end(t);
     return device->now[STREAM_COPY];
 }
 
@@ -90,6 +91,8 @@ static struct timeline_sums run(struct device *device, struct timeline *t, int p
         wait_s = i % 3 == 0 && there[i % 2] > *now ? there[i % 2] - *now : 0;
         *now += wait_s;
         wanted.wait_s += wait_s;
+        if (i % 3 == 0)
+            timeline_wait(t, device->copied);
         timeline_ready(t);
         *now += compute_s;
         wanted.compute_s += compute_s;
@@ -184,6 +187,43 @@ static void test_drop(void)
     EXPECT(t.sums.compute_s > 0);
 }
 
+/* So many blocks that wait for no copy. */
+static void run_others(struct device *device, struct timeline *t, int count)
+{
+    for (int i = 0; i < count; i++) {
+        timeline_begin(t, "other");
+        timeline_ready(t);
+        device->now[STREAM_COMPUTE] += 1;
+    }
+    timeline_end(t);
+    timeline_settle(t);
+}
+
+/* A copy for a block that comes later than it seemed, since another pass came between: it counts
+ * once it was waited for, so that it is surely done, and not at all if its marks are gone then. */
+static void test_early_copy(void)
+{
+    for (int others = 3; others < 2 * BACKEND_MARKS; others += BACKEND_MARKS) {
+        struct device device = {.base.ops = &device_ops};
+        uint64_t counted = others == 3 ? 10 : 0;
+        struct timeline t;
+
+        timeline_init(&t, &device.base);
+        timeline_begin(&t, "double");
+        timeline_ready(&t);
+        copy(&device, &t, 1000);
+        run_others(&device, &t, others);
+        EXPECT(t.sums.copy_bytes == 0 && t.sums.copy_s == 0 && t.copy_count == 1);
+        timeline_begin(&t, "double");
+        timeline_wait(&t, device.copied);
+        timeline_ready(&t);
+        run_others(&device, &t, 1);
+        EXPECT(t.copy_count == 0 && t.sums.copy_bytes == counted, "%d others: %d bytes", others,
+               (int)t.sums.copy_bytes);
+        EXPECT(t.sums.copy_s == 100 * (double)counted);
+    }
+}
+
 /* More copies than are remembered, and more kinds. */
 static void test_limits(void)
 {
@@ -201,6 +241,7 @@ static void test_limits(void)
     }
     for (int i = 0; i < 2 * TIMELINE_COPIES; i++)
         copy(&device, &t, 1);
+    timeline_wait(&t, device.copied);
     timeline_begin(&t, names[0]);
     timeline_ready(&t);
     timeline_end(&t);
@@ -212,6 +253,7 @@ static void test_limits(void)
     EXPECT(t.sums.copy_s == TIMELINE_COPIES);
     timeline_copy_begin(NULL, 0, 10);
     timeline_copy_end(NULL);
+    timeline_wait(NULL, 1);
 }
 
 int main(void)
@@ -219,6 +261,7 @@ int main(void)
     test_sums();
     test_watcher();
     test_drop();
+    test_early_copy();
     test_limits();
     return test_finish();
 }
