@@ -73,8 +73,11 @@ static uint64_t decode_bytes(const struct engine *engine, const struct needs *ne
 uint64_t image_budget(const struct image *image)
 {
     const struct engine *engine = image->engine;
-    uint64_t denoise = in_pages(engine, image->needs.state) + denoise_bytes(engine, &image->needs);
+    struct image least = *image;
+    uint64_t denoise;
 
+    modulations_hold_few(&least); /* whatever it holds just now */
+    denoise = in_pages(engine, least.needs.state) + denoise_bytes(engine, &least.needs);
     return fixed_bytes(engine) +
            larger(larger(engine->encode_bytes, denoise), decode_bytes(engine, &image->needs));
 }

@@ -169,6 +169,32 @@ static void test_set(const char *configs)
     engine_close(engine);
 }
 
+/* Others take all that is given back, but for what the picture must have: it holds more at first,
+ * and gives that way too. */
+static void test_holds_much(const char *configs)
+{
+    struct engine *engine = open_card(configs, 0);
+    struct image_request many = request;
+    struct image *image;
+    uint64_t least;
+
+    many.steps = 32;
+    EXPECT(image_start(&image, engine, &many, NULL, &err) == 0, "%s", err.text);
+    least = image_budget(image);
+    run_to(engine, image, 1);
+    EXPECT(!modulations_spill(image) && image_budget(image) == least);
+    for (int step = 2; image_active(image); step++) {
+        take_free();
+        others = others < CARD - least ? others : CARD - least;
+        run_to(engine, image, step);
+    }
+    EXPECT(image_phase(image) == IMAGE_DONE, "%s", image->error.text);
+    EXPECT(engine->budget == least, "%.3f GiB of %.3f", (double)engine->budget / GIB,
+           (double)least / GIB);
+    image_finish(image);
+    engine_close(engine);
+}
+
 /* Others leave just what the picture takes: it is not given up for the sake of the margin. And a
  * prompt that comes when memory is free again is not refused by what was known before. */
 static void test_little(const char *configs)
@@ -287,6 +313,7 @@ int main(int argc, char **argv)
     test_follows(argv[1]);
     test_set(argv[1]);
     test_little(argv[1]);
+    test_holds_much(argv[1]);
     test_bits(argv[2]);
     return test_finish();
 }
