@@ -149,25 +149,6 @@ static void look(void *owner, struct image *image, const struct image_progress *
 
 /* ---- pictures ---- */
 
-static int active_count(const struct forecast_run *run)
-{
-    int count = 0;
-
-    for (int i = 0; i < run->started; i++)
-        count += image_active(run->images[i]);
-    return count;
-}
-
-/* Steps done by all of them. */
-static int steps_done(const struct forecast_run *run)
-{
-    int steps = 0;
-
-    for (int i = 0; i < run->started; i++)
-        steps += run->images[i]->step;
-    return steps;
-}
-
 /* One picture by itself; how long it and each phase took. */
 static int paint_one(struct forecast_run *run, const char *prompt, double *seconds,
                      struct error *err)
@@ -235,7 +216,8 @@ static int start_more(struct forecast_run *run, struct error *err)
     char prompt[32];
 
     request.prompt = prompt;
-    while (run->started < run->jobs && active_count(run) < engine_wanted_images(run->engine)) {
+    while (run->started < run->jobs &&
+           images_active(run->images, run->started) < engine_wanted_images(run->engine)) {
         struct image **image = &run->images[run->started];
 
         name_prompt(prompt, sizeof prompt, run->started);
@@ -263,15 +245,16 @@ static int paint_many(struct forecast_run *run, struct error *err)
     double start = engine_now(run->engine);
     int result = 0;
 
-    while (result == 0 && (run->started < run->jobs || active_count(run) > 0)) {
+    while (result == 0 &&
+           (run->started < run->jobs || images_active(run->images, run->started) > 0)) {
         double began = engine_now(run->engine);
         int steps;
 
         result = start_more(run, err);
-        steps = -steps_done(run);
+        steps = -images_steps(run->images, run->started);
         if (result == 0)
             result = advance(run, err);
-        steps += steps_done(run);
+        steps += images_steps(run->images, run->started);
         if (steps == 0 || steps < forecast->together)
             continue;
         forecast->together = steps;

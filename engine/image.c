@@ -145,6 +145,24 @@ bool image_active(const struct image *image)
     return image->phase < IMAGE_DONE;
 }
 
+int images_active(struct image *const *images, int count)
+{
+    int active = 0;
+
+    for (int i = 0; i < count; i++)
+        active += image_active(images[i]);
+    return active;
+}
+
+int images_steps(struct image *const *images, int count)
+{
+    int steps = 0;
+
+    for (int i = 0; i < count; i++)
+        steps += images[i]->step;
+    return steps;
+}
+
 void image_fail(struct image *image, const struct error *err)
 {
     image_release(image);

@@ -204,6 +204,9 @@ int image_leave(struct image *image, struct error *err);
 void image_release(struct image *image);
 void image_fail(struct image *image, const struct error *err);
 bool image_active(const struct image *image);
+/* Of so many images: those that are active, and the steps that they have done together. */
+int images_active(struct image *const *images, int count);
+int images_steps(struct image *const *images, int count);
 void image_report(struct image *image, size_t block, size_t blocks, const char *kind);
 
 /* The operands of the step pass for one branch. */

@@ -156,24 +156,6 @@ static int start_next(struct engine *engine, const struct options *o, int run, s
     return 0;
 }
 
-static int active_count(const struct batch *batch)
-{
-    int active = 0;
-
-    for (int i = 0; i < batch->started; i++)
-        active += image_active(batch->images[i]);
-    return active;
-}
-
-static int steps_done(const struct batch *batch)
-{
-    int steps = 0;
-
-    for (int i = 0; i < batch->started; i++)
-        steps += batch->images[i]->step;
-    return steps;
-}
-
 /* Whether what comes next is to be traced. */
 static bool is_traced(const struct options *o, int run, const struct image *image)
 {
@@ -187,12 +169,13 @@ static int advance(struct engine *engine, const struct options *o, int run, stru
 {
     int steps;
 
-    while (batch->started < o->jobs && active_count(batch) < engine_wanted_images(engine))
+    while (batch->started < o->jobs &&
+           images_active(batch->images, batch->started) < engine_wanted_images(engine))
         if (start_next(engine, o, run, batch, err) != 0)
             return 0;
-    steps = -steps_done(batch);
+    steps = -images_steps(batch->images, batch->started);
     (void)engine_advance(engine, err);
-    steps += steps_done(batch);
+    steps += images_steps(batch->images, batch->started);
     batch->at_once = steps > batch->at_once ? steps : batch->at_once;
     return steps;
 }
@@ -214,7 +197,8 @@ static int paint(struct engine *engine, const struct options *o, int run, struct
     double start = engine_now(engine), stepping_s = 0;
     struct image_timing t = {0};
 
-    while (err->code == 0 && (batch.started < o->jobs || active_count(&batch) > 0)) {
+    while (err->code == 0 &&
+           (batch.started < o->jobs || images_active(batch.images, batch.started) > 0)) {
         double before = engine_now(engine);
 
         steps->on = batch.started > 0 && is_traced(o, run, batch.images[0]);

@@ -248,15 +248,13 @@ static int paint_queue(struct engine *engine)
 
     while (started < COUNT || oldest(images, started) != NULL) {
         const struct image *first;
-        int active = 0;
+        int active;
 
-        for (int i = 0; i < started; i++)
-            active += image_active(images[i]);
-        while (started < COUNT && active < engine_wanted_images(engine)) {
+        while (started < COUNT && images_active(images, started) < engine_wanted_images(engine)) {
             images[started] = start(engine, started, NULL);
             started++;
-            active++;
         }
+        active = images_active(images, started);
         most = active > most ? active : most;
         EXPECT(engine_advance(engine, &err) == 0, "%s", err.text);
         first = oldest(images, started);
