@@ -12,6 +12,12 @@ import unittest
 
 from mount import PATIENCE, PATIENCE_MS, Mount, MountTest, needs, run, wait_for
 
+try:
+    import prometheus_client.openmetrics.parser as openmetrics
+    import prometheus_client.parser as prometheus
+except ImportError:
+    openmetrics = prometheus = None
+
 CHANGED = select.POLLPRI | select.POLLERR
 
 
@@ -118,6 +124,20 @@ class Status(MountTest):
                 samples += 1
             self.assertGreater(samples, 0, told[1])
         self.assertGreater(len(families), 15)
+
+    @unittest.skipIf(prometheus is None, "not installed: prometheus_client")
+    def test_metrics_as_prometheus_reads_them(self):
+        self.mount.paint("a fox\n")
+        text = self.mount.read("status", "metrics")
+        ours = {(name, tuple(re.findall(r'(\w+)="([^"]*)"', labels))): float(value) for name, labels, value
+                in re.findall(r"^(\w+)(?:\{(.*)\})? (\S+)$", text, re.M)}
+        def theirs(families):
+            return {(sample.name, tuple(sample.labels.items())): sample.value
+                    for family in families for sample in family.samples}
+        self.assertEqual(theirs(prometheus.text_string_to_metric_families(text)), ours)
+        # OpenMetrics has a strict reader; there a counter is named without its _total, and the end is marked.
+        text = re.sub(r"^(# (?:HELP|TYPE) \w+)_total ", r"\1 ", text, flags=re.M) + "# EOF\n"
+        self.assertEqual(theirs(openmetrics.text_string_to_metric_families(text)), ours)
 
     @needs("promtool")
     def test_promtool(self):
