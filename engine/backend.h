@@ -146,7 +146,8 @@ struct backend {
     bool host;                /* the device is this machine: its memory is the machine's, and a
                                  copy is done as it is queued, while nothing computes */
     uint64_t context_wanted;  /* so much more of it would make copies faster; 0: it would not.
-                                 Whoever can spare it adds it to both. The worker's */
+                                 Whoever can spare that or a part of it adds it to both. The
+                                 worker's */
     uint64_t context_granted; /* part of context_bytes */
 };
 

@@ -91,6 +91,16 @@ bool budget_watch(struct engine *engine)
                                           bytes | BUDGET_AUTOMATIC);
 }
 
+static uint64_t lesser(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+static uint64_t beyond(uint64_t all, uint64_t taken)
+{
+    return all > taken ? all - taken : 0;
+}
+
 /* What the present pass leaves beside its workspace and ring. */
 static uint64_t pass_room(const struct engine *engine)
 {
@@ -98,24 +108,36 @@ static uint64_t pass_room(const struct engine *engine)
     uint64_t taken =
         in_pages(engine, engine->workspace_bytes) + in_pages(engine, engine->offload.ring_bytes);
 
-    return room > taken ? room - taken : 0;
+    return beyond(room, taken);
 }
 
-/* The back end may have more for its own affairs where no picture needs that, of those that are
- * active or were found possible. */
+/* What no picture needs of those that are active or were found possible, in whole pages. */
+static uint64_t context_room(const struct engine *engine)
+{
+    uint64_t page = engine->backend->pages->granule_bytes;
+    uint64_t room = pass_room(engine);
+
+    room = lesser(room,
+                  beyond(engine->budget, fixed_bytes(engine) + atomic_load(&engine->asked_bytes)));
+    room = lesser(room, beyond(engine->budget, least_budget(engine)));
+    room = lesser(room, beyond(engine_room(engine), denoise_most(engine, NULL)));
+    return room - room % page;
+}
+
+/* The back end may have that for its own affairs. */
 static void grant_context(struct engine *engine)
 {
     struct backend *backend = engine->backend;
-    uint64_t wanted = backend->context_wanted;
-    uint64_t kept = fixed_bytes(engine) + atomic_load(&engine->asked_bytes);
+    uint64_t granted = backend->context_wanted;
 
-    if (wanted == 0 || kept + wanted > engine->budget ||
-        least_budget(engine) + wanted > engine->budget || pass_room(engine) < wanted ||
-        engine_room(engine) < denoise_most(engine, NULL) + wanted ||
-        arena_charge_within(engine->arena, MEMORY_CONTEXT, backend->context_bytes + wanted) != 0)
+    if (granted == 0)
         return;
-    backend->context_granted += wanted;
-    backend->context_bytes += wanted;
+    granted = lesser(granted, context_room(engine));
+    if (granted == 0 ||
+        arena_charge_within(engine->arena, MEMORY_CONTEXT, backend->context_bytes + granted) != 0)
+        return;
+    backend->context_granted += granted;
+    backend->context_bytes += granted;
     engine->charged_bytes = backend->context_bytes;
 }
 

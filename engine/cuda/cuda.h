@@ -27,9 +27,9 @@ enum { CUDA_BOUNCES = 2, CUDA_BOUNCE_BYTES = 1 << 20 };
 #define CUDA_STORE_IN_PLACE_BYTES ((size_t)256 << 10)
 
 /* What is pinned takes device memory too, for its page tables: 8 bytes for each page. Asked for
- * from the engine so much at a time. */
+ * from the engine in multiples of so much. */
 #define CUDA_PINNED_PER_TABLE 512
-#define CUDA_TABLES_BYTES ((uint64_t)8 << 20)
+#define CUDA_TABLES_BYTES ((uint64_t)2 << 20)
 
 /* Tickets whose place in the copy stream is known exactly; older ones count as passed a little
  * later than they are. */
@@ -60,7 +60,7 @@ struct cuda_backend {
     pthread_mutex_t lock;
     struct error error;    /* lock: the first since the last sync */
     uint64_t tables_bytes; /* lock: granted, and room has been made for them */
-    bool tables_short;     /* lock: the store would pin more if there were more */
+    uint64_t host_spare;   /* lock: memory that the host had left for pinning, when last seen */
 };
 
 static inline struct cuda_backend *cuda_of(struct backend *backend)

@@ -39,6 +39,8 @@ struct host_store {
     size_t entry_count;          /* lock */
     struct entry **wanted_at;    /* lock: ENTRIES places, a ring */
     size_t wanted_first, wanted; /* lock: counts of all that left and came */
+    uint64_t wanted_bytes;       /* lock */
+    uint64_t chances, tried;     /* lock: the first that is wanted waits while these are equal */
     bool closing, busy;          /* lock */
 
     void *chunks[CHUNKS]; /* the store's thread only */
@@ -46,17 +48,25 @@ struct host_store {
     size_t chunk_used; /* of the last one */
     _Atomic uint64_t pinned_bytes;
     uint64_t in_place_bytes; /* of these; the store's thread only */
+    bool short_of_room; /* the last weight could be kept if there were more to spare; likewise */
 };
 
 /* ---- the store's thread ---- */
+
+static bool spare_for(struct host_store *store, size_t bytes)
+{
+    const struct host_store_options *options = &store->options;
+
+    store->short_of_room = options->spare(options->owner, store->in_place_bytes) < bytes;
+    return !store->short_of_room;
+}
 
 static bool chunk_add(struct host_store *store)
 {
     const struct host_store_options *options = &store->options;
     void *memory;
 
-    if (store->chunk_count == CHUNKS ||
-        options->spare(options->owner, store->in_place_bytes) < options->chunk_bytes)
+    if (store->chunk_count == CHUNKS || !spare_for(store, options->chunk_bytes))
         return false;
     memory = options->allocate(options->owner, options->chunk_bytes);
     if (memory == NULL)
@@ -112,7 +122,7 @@ static bool pin_weight(struct host_store *store, const struct weight_copy *copy,
         return false;
     tail = (bytes - head) % page;
     middle = bytes - head - tail;
-    if (options->spare(options->owner, store->in_place_bytes) < middle)
+    if (!spare_for(store, middle))
         return false;
     edges = room_for(store, head + tail);
     if (edges == NULL || !options->pin(options->owner, source + head, middle))
@@ -136,26 +146,56 @@ static void unpin_all(struct host_store *store)
         options->release(options->owner, store->chunks[i]);
 }
 
+/* Whether it could be kept, or never can. */
+static bool keep(struct host_store *store, struct entry *entry, bool *kept)
+{
+    store->short_of_room = false;
+    *kept = pin_weight(store, &entry->copy, &entry->weight) ||
+            (!store->short_of_room && copy_weight(store, &entry->copy, &entry->weight));
+    return *kept || !store->short_of_room;
+}
+
+static uint64_t entry_bytes(const struct entry *entry)
+{
+    return (uint64_t)(entry->copy.rows * entry->copy.cols) * weights_element_bytes(&entry->copy);
+}
+
+/* The first that is wanted; NULL: there is nothing, or no room for it. Expects the lock. */
+static struct entry *next_wanted(const struct host_store *store)
+{
+    if (store->wanted_first == store->wanted || store->tried == store->chances)
+        return NULL;
+    return store->wanted_at[store->wanted_first % ENTRIES];
+}
+
 static void *store_run(void *argument)
 {
     struct host_store *store = argument;
+    struct entry *entry;
 
     store->options.begin(store->options.owner);
     pthread_mutex_lock(&store->lock);
     for (;;) {
-        while (store->wanted_first == store->wanted && !store->closing)
+        while ((entry = next_wanted(store)) == NULL && !store->closing)
             pthread_cond_wait(&store->changed, &store->lock);
         if (store->closing)
             break;
-        struct entry *entry = store->wanted_at[store->wanted_first++ % ENTRIES];
+        uint64_t chance = store->chances;
+        bool kept, settled;
+
         store->busy = true;
         pthread_mutex_unlock(&store->lock);
-        bool kept = pin_weight(store, &entry->copy, &entry->weight) ||
-                    copy_weight(store, &entry->copy, &entry->weight);
+        settled = keep(store, entry, &kept);
         pthread_mutex_lock(&store->lock);
         store->busy = false;
-        entry->kept = kept;
-        entry->queued = false; /* what could not be kept is wanted again when it passes again */
+        if (settled) {
+            entry->kept = kept;
+            entry->queued = false; /* if it could not be kept it is wanted when it passes again */
+            store->wanted_first++;
+            store->wanted_bytes -= entry_bytes(entry);
+        } else {
+            store->tried = chance;
+        }
         pthread_cond_broadcast(&store->changed);
     }
     pthread_mutex_unlock(&store->lock);
@@ -208,6 +248,7 @@ void host_store_passed(struct host_store *store, const struct weight_copy *copy)
         !entry->kept) {
         entry->queued = true;
         store->wanted_at[store->wanted++ % ENTRIES] = entry;
+        store->wanted_bytes += entry_bytes(entry);
         pthread_cond_broadcast(&store->changed);
     }
     pthread_mutex_unlock(&store->lock);
@@ -218,10 +259,28 @@ uint64_t host_store_bytes(const struct host_store *store)
     return atomic_load(&store->pinned_bytes);
 }
 
+uint64_t host_store_wanted(struct host_store *store)
+{
+    uint64_t bytes;
+
+    pthread_mutex_lock(&store->lock);
+    bytes = store->wanted_bytes;
+    pthread_mutex_unlock(&store->lock);
+    return bytes;
+}
+
+void host_store_retry(struct host_store *store)
+{
+    pthread_mutex_lock(&store->lock);
+    store->chances++;
+    pthread_cond_broadcast(&store->changed);
+    pthread_mutex_unlock(&store->lock);
+}
+
 void host_store_settle(struct host_store *store)
 {
     pthread_mutex_lock(&store->lock);
-    while (store->busy || store->wanted_first < store->wanted)
+    while (store->busy || next_wanted(store) != NULL)
         pthread_cond_wait(&store->changed, &store->lock);
     pthread_mutex_unlock(&store->lock);
 }
@@ -237,6 +296,7 @@ int host_store_create(struct host_store **out, const struct host_store_options *
     if (store == NULL)
         return error_set(err, ENOMEM, "out of host memory");
     store->options = *options;
+    store->chances = 1;
     pthread_mutex_init(&store->lock, NULL);
     pthread_cond_init(&store->changed, NULL);
     store->entries = calloc(ENTRIES, sizeof *store->entries);

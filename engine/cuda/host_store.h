@@ -4,9 +4,10 @@
  * and not at that of the threads which fill slots.
  *
  * What has passed twice without fault is wanted: one thread in the background pins it, in that
- * order, as long as the machine has memory to spare. A large weight that the file holds as the
- * device wants it is pinned where it lies, in the page cache; others are copied. Nothing waits for
- * that.
+ * order, so that what passes in every step comes before what passes once for a picture. Where there
+ * is no room for the first that is wanted it waits, and others behind it, until there may be. A
+ * large weight that the file holds as the device wants it is pinned where it lies, in the page
+ * cache; others are copied. Nothing else waits for that.
  */
 #ifndef FLUXFS_ENGINE_CUDA_HOST_STORE_H
 #define FLUXFS_ENGINE_CUDA_HOST_STORE_H
@@ -57,7 +58,13 @@ void host_store_passed(struct host_store *store, const struct weight_copy *copy)
 /* Pinned so far. Any thread. */
 uint64_t host_store_bytes(const struct host_store *store);
 
-/* Waits until nothing that is wanted could still be pinned (for tests). */
+/* Wanted, but not pinned yet. Any thread. */
+uint64_t host_store_wanted(struct host_store *store);
+
+/* There may be more to spare than there was. Any thread. */
+void host_store_retry(struct host_store *store);
+
+/* Waits until nothing is wanted for which there is room (for tests). */
 void host_store_settle(struct host_store *store);
 
 /* What this machine, or its part that is ours, can spare: of the memory that could be had without

@@ -283,27 +283,41 @@ static void store_unpin(void *owner, const void *pages)
 static uint64_t store_spare(void *owner, uint64_t in_place)
 {
     struct cuda_backend *cuda = owner;
-    uint64_t pinned = host_store_bytes(cuda->store), host = host_memory_spare(), tables, spare;
+    uint64_t pinned = host_store_bytes(cuda->store), host = host_memory_spare(), tables;
 
     host = host > in_place ? host - in_place : 0;
     pthread_mutex_lock(&cuda->lock);
+    cuda->host_spare = host;
     tables = cuda->tables_bytes * CUDA_PINNED_PER_TABLE;
-    spare = tables > pinned ? tables - pinned : 0;
-    /* No weight is larger than a chunk, or it passes through the slots. */
-    if (spare < CUDA_STORE_CHUNK_BYTES && spare < host)
-        cuda->tables_short = true;
     pthread_mutex_unlock(&cuda->lock);
-    return spare < host ? spare : host;
+    tables = tables > pinned ? tables - pinned : 0;
+    return tables < host ? tables : host;
+}
+
+/* Page tables for all that is wanted and that the host has memory for. */
+static uint64_t tables_needed(const struct cuda_backend *cuda)
+{
+    uint64_t wanted = host_store_wanted(cuda->store), tables;
+
+    if (wanted == 0)
+        return 0;
+    wanted += CUDA_STORE_CHUNK_BYTES;
+    wanted = wanted < cuda->host_spare ? wanted : cuda->host_spare;
+    tables = (host_store_bytes(cuda->store) + wanted) / CUDA_PINNED_PER_TABLE;
+    return (tables + CUDA_TABLES_BYTES - 1) / CUDA_TABLES_BYTES * CUDA_TABLES_BYTES;
 }
 
 void transfer_tables(struct cuda_backend *cuda)
 {
+    uint64_t granted = cuda->base.context_granted, needed;
+
     pthread_mutex_lock(&cuda->lock);
     /* What was granted after the last sync has been made room for since. */
-    cuda->tables_bytes = cuda->base.context_granted;
-    cuda->base.context_wanted = cuda->tables_short ? CUDA_TABLES_BYTES : 0;
-    cuda->tables_short = false;
+    cuda->tables_bytes = granted;
+    needed = tables_needed(cuda);
     pthread_mutex_unlock(&cuda->lock);
+    cuda->base.context_wanted = needed > granted ? needed - granted : 0;
+    host_store_retry(cuda->store);
 }
 
 /* ---- beginning and end ---- */

@@ -230,11 +230,21 @@ static void test_memory_ends(void)
         kept += pass(store, &copy) != NULL;
     }
     EXPECT(kept == 4 && host_store_bytes(store) == CHUNK, "%d", kept);
-    /* Once there is some again, the next passage takes it. */
+    EXPECT(host_store_wanted(store) == (WEIGHTS - 4) * 2 * ELEMENTS);
+    /* Once there is some again, those that wait get it in their order, at the next chance. */
     machine.spare = CHUNK;
-    copy = weight(10, ELEMENTS);
-    EXPECT(right(pass(store, &copy), &copy));
+    copy = weight(WEIGHTS - 1, ELEMENTS);
+    EXPECT(pass(store, &copy) == NULL && host_store_bytes(store) == CHUNK);
+    for (int chance = 0; chance < 2; chance++) {
+        host_store_retry(store);
+        host_store_settle(store);
+    }
+    for (int i = 0; i < WEIGHTS; i++) {
+        copy = weight(i, ELEMENTS);
+        EXPECT((i < 8) == right(host_store_find(store, &copy), &copy), "weight %d", i);
+    }
     EXPECT(host_store_bytes(store) == 2 * CHUNK);
+    EXPECT(host_store_wanted(store) == (WEIGHTS - 8) * 2 * ELEMENTS);
     host_store_destroy(store);
 
     machine = (struct machine){.spare = UINT64_MAX, .refuses = true};
