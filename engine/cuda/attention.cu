@@ -115,6 +115,7 @@ static void attend(struct cuda_backend *cuda, const struct attention *args,
     product.n = keys;
     product.k = size;
     product.y_dtype = DTYPE_F32;
+    product.tiled = true;
     product.alpha = args->scale;
     cuda_gemm(cuda, &product);
 

@@ -149,6 +149,7 @@ static void multiply(struct cuda_backend *cuda, const struct conv *args, const s
     product.n = y.cols;
     product.k = args->weight.cols;
     product.y_dtype = y.dtype;
+    product.tiled = true;
     product.alpha = 1.0f;
     if (detour->weight != NULL) {
         product.w = detour->weight;

@@ -26,11 +26,6 @@ enum { CUDA_BOUNCES = 2, CUDA_BOUNCE_BYTES = 1 << 20 };
 #define CUDA_STORE_CHUNK_BYTES ((size_t)128 << 20)
 #define CUDA_STORE_IN_PLACE_BYTES ((size_t)256 << 10)
 
-/* What is pinned takes device memory too, for its page tables: 8 bytes for each page. Asked for
- * from the engine in multiples of so much. */
-#define CUDA_PINNED_PER_TABLE 512
-#define CUDA_TABLES_BYTES ((uint64_t)2 << 20)
-
 /* Tickets whose place in the copy stream is known exactly; older ones count as passed a little
  * later than they are. */
 enum { CUDA_TICKETS = 64 };
@@ -80,7 +75,7 @@ static inline void *cuda_blas_area(const struct cuda_backend *cuda)
 
 static inline void *cuda_tile_area(const struct cuda_backend *cuda)
 {
-    return (char *)cuda->base.workspace + CUDA_BIAS_BYTES + CUDA_BLAS_BYTES;
+    return (char *)cuda->base.workspace + CUDA_BIAS_BYTES + CUDA_BLAS_TILED_BYTES;
 }
 
 /* Keeps the first error: "back end cuda: WHAT: why". True if there was none. */

@@ -81,7 +81,13 @@ static struct gemm_shape shape_of(const struct gemm *args)
                                .y_dtype = args->y_dtype,
                                .plain_w = args->plain_w,
                                .epilogue = epilogue_of(args),
-                               .biased = args->bias != NULL};
+                               .biased = args->bias != NULL,
+                               .tiled = args->tiled};
+}
+
+static size_t blas_bytes(const struct gemm_shape *shape)
+{
+    return shape->tiled ? CUDA_BLAS_TILED_BYTES : CUDA_BLAS_BYTES;
 }
 
 /* Which bias it is, is no part of a plan. */
@@ -122,7 +128,7 @@ static int proposals(const struct gemm_plan *plan, cublasLtHandle_t blas,
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
     cublasLtMatmulPreference_t preference;
-    size_t workspace_bytes = CUDA_BLAS_BYTES;
+    size_t workspace_bytes = blas_bytes(&plan->shape);
     uint32_t alignment = ALIGNMENT;
     /* Parts of a sum are never rounded to the type of y. */
     uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
@@ -156,7 +162,8 @@ static bool algorithm_possible(const struct gemm_plan *plan, cublasLtHandle_t bl
 
     return !cublasLtMatmulAlgoCheck(blas, plan->product, plan->w, plan->x, plan->y, plan->y,
                                     algorithm, &result) &&
-           result.state == CUBLAS_STATUS_SUCCESS && result.workspaceSize <= CUDA_BLAS_BYTES;
+           result.state == CUBLAS_STATUS_SUCCESS &&
+           result.workspaceSize <= blas_bytes(&plan->shape);
 }
 
 static cublasStatus_t product_queue(struct cuda_backend *cuda, struct gemm_plan *plan,
@@ -168,7 +175,7 @@ static cublasStatus_t product_queue(struct cuda_backend *cuda, struct gemm_plan 
         bias_set(plan, args->y_dtype == DTYPE_F32 ? cuda_bias_area(cuda) : args->bias);
     return cublasLtMatmul(cuda->blas, plan->product, &args->alpha, args->w, plan->w, args->x,
                           plan->x, &beta, args->y, plan->y, args->y, plan->y, algorithm,
-                          cuda_blas_area(cuda), CUDA_BLAS_BYTES, cuda->compute);
+                          cuda_blas_area(cuda), blas_bytes(&plan->shape), cuda->compute);
 }
 
 /* Milliseconds of one of some runs in a row; infinity if the algorithm fails. */
@@ -401,6 +408,7 @@ static void linear_activated(struct cuda_backend *cuda, const struct linear *arg
         part.y_stride = product.stride;
         part.y_dtype = DTYPE_F32;
         part.activation = ACTIVATION_NONE;
+        part.tiled = true;
         cuda_gemm(cuda, &part);
         cuda_activate(cuda, tensor_rows(args->y, first, count), product, args->activation);
     }

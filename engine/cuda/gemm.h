@@ -27,6 +27,7 @@ struct gemm {
     int64_t m, n, k;
     enum dtype y_dtype; /* DTYPE_BF16 or DTYPE_F32 */
     bool plain_w;
+    bool tiled; /* x or y is in the workspace's tile */
     float alpha;
     enum activation activation;
 };

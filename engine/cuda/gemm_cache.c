@@ -17,7 +17,8 @@ bool gemm_shape_same(const struct gemm_shape *a, const struct gemm_shape *b)
 {
     return a->m == b->m && a->n == b->n && a->k == b->k && a->y_stride == b->y_stride &&
            a->x_stride == b->x_stride && a->w_stride == b->w_stride && a->y_dtype == b->y_dtype &&
-           a->plain_w == b->plain_w && a->epilogue == b->epilogue && a->biased == b->biased;
+           a->plain_w == b->plain_w && a->epilogue == b->epilogue && a->biased == b->biased &&
+           a->tiled == b->tiled;
 }
 
 const struct gemm_choice *gemm_cache_find(const struct gemm_cache *cache,
@@ -91,16 +92,17 @@ static void find_path(char *path, size_t size)
 static bool read_choice(const char *line, struct gemm_choice *choice)
 {
     struct gemm_shape *s = &choice->shape;
-    int plain_w, biased, used = 0;
+    int plain_w, biased, tiled, used = 0;
 
     if (sscanf(line,
                "%" SCNd64 " %" SCNd64 " %" SCNd64 " %" SCNd64 " %" SCNd64 " %" SCNd64
-               " %d %d %d %d%n",
+               " %d %d %d %d %d%n",
                &s->m, &s->n, &s->k, &s->y_stride, &s->x_stride, &s->w_stride, &s->y_dtype, &plain_w,
-               &biased, &s->epilogue, &used) != 10)
+               &biased, &tiled, &s->epilogue, &used) != 11)
         return false;
     s->plain_w = plain_w != 0;
     s->biased = biased != 0;
+    s->tiled = tiled != 0;
     for (size_t i = 0; i < WORDS; i++) {
         int more = 0;
 
@@ -116,9 +118,10 @@ static void write_choice(FILE *file, const struct gemm_choice *choice)
     const struct gemm_shape *s = &choice->shape;
 
     fprintf(file,
-            "%" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 " %d %d %d %d",
+            "%" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64
+            " %d %d %d %d %d",
             s->m, s->n, s->k, s->y_stride, s->x_stride, s->w_stride, s->y_dtype, s->plain_w,
-            s->biased, s->epilogue);
+            s->biased, s->tiled, s->epilogue);
     for (size_t i = 0; i < WORDS; i++)
         fprintf(file, " %" PRIx64, choice->algorithm.data[i]);
     fputc('\n', file);
@@ -143,7 +146,7 @@ void gemm_cache_open(struct gemm_cache *cache, const char *device, size_t librar
 {
     *cache = (struct gemm_cache){0};
     find_path(cache->path, sizeof cache->path);
-    snprintf(cache->head, sizeof cache->head, "fluxfs products 3, cuBLASLt %zu, %s\n",
+    snprintf(cache->head, sizeof cache->head, "fluxfs products 4, cuBLASLt %zu, %s\n",
              library_version, device);
     if (cache->path[0] != '\0')
         read_file(cache);

@@ -19,7 +19,7 @@
 struct gemm_shape {
     int64_t m, n, k, y_stride, x_stride, w_stride;
     int y_dtype; /* enum dtype */
-    bool plain_w, biased;
+    bool plain_w, biased, tiled;
     int epilogue; /* cublasLtEpilogue_t */
 };
 

@@ -12,7 +12,8 @@ static char folder[] = "/tmp/fluxfs-gemm-cache-XXXXXX", path[4200];
 
 static struct gemm_choice choice_of(int64_t m)
 {
-    struct gemm_choice choice = {{m, 9216, 3072, 9216, 3072, 3072, 2, m % 2, m % 3 == 0, 4}, {{0}}};
+    struct gemm_choice choice = {
+        {m, 9216, 3072, 9216, 3072, 3072, 2, m % 2, m % 3 == 0, m % 5 == 0, 4}, {{0}}};
 
     for (size_t i = 0; i < sizeof choice.algorithm / sizeof(uint64_t); i++)
         choice.algorithm.data[i] = (uint64_t)m * UINT64_C(0x9e3779b97f4a7c15) * (i + 1);
@@ -75,12 +76,12 @@ static void test_damaged(void)
 {
     static const char *const texts[] = {
         "",
-        "fluxfs products 3, cuBLASLt 130000, some GPU",
-        "fluxfs products 3, cuBLASLt 130000, some GPU\n1 2 3\n",
-        "fluxfs products 3, cuBLASLt 130000, some GPU\n1 2 3 4 5 6 2 0 0 4 1 2 3 4 5 6 7\n",
-        "fluxfs products 3, cuBLASLt 130000, some GPU\n1 2 3 4 5 6 2 0 0 4 1 2 3 4 5 6 7 8 9\n",
-        "fluxfs products 3, cuBLASLt 130000, some GPU\n1 2 3 4 5 6 2 0 0 4 1 2 3 4 5 6 7 8",
-        "fluxfs products 3, cuBLASLt 130000, some GPU\n\n\nx y z\n",
+        "fluxfs products 4, cuBLASLt 130000, some GPU",
+        "fluxfs products 4, cuBLASLt 130000, some GPU\n1 2 3\n",
+        "fluxfs products 4, cuBLASLt 130000, some GPU\n1 2 3 4 5 6 2 0 0 0 4 1 2 3 4 5 6 7\n",
+        "fluxfs products 4, cuBLASLt 130000, some GPU\n1 2 3 4 5 6 2 0 0 0 4 1 2 3 4 5 6 7 8 9\n",
+        "fluxfs products 4, cuBLASLt 130000, some GPU\n1 2 3 4 5 6 2 0 0 0 4 1 2 3 4 5 6 7 8",
+        "fluxfs products 4, cuBLASLt 130000, some GPU\n\n\nx y z\n",
     };
 
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
@@ -89,8 +90,8 @@ static void test_damaged(void)
     }
     /* A good line among bad ones, and the same shape twice. */
     write_file(
-        "fluxfs products 3, cuBLASLt 130000, some GPU\nx\n1 2 3 4 5 6 2 0 0 4 1 2 3 4 5 6 7 8\n"
-        "1 2 3 4 5 6 2 0 0 4 8 7 6 5 4 3 2 1\n");
+        "fluxfs products 4, cuBLASLt 130000, some GPU\nx\n1 2 3 4 5 6 2 0 0 0 4 1 2 3 4 5 6 7 8\n"
+        "1 2 3 4 5 6 2 0 0 0 4 8 7 6 5 4 3 2 1\n");
     EXPECT(read_count("some GPU", 130000) == 1);
 }
 

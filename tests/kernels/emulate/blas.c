@@ -55,6 +55,8 @@ struct product_work {
     void *d_at;
     float alpha, beta;
     bool rounds; /* parts of a sum, to the type of the result */
+    char *workspace;
+    size_t workspace_bytes;
 };
 
 static void demand(bool good, const char *what)
@@ -128,16 +130,24 @@ static float finished(const struct product_work *w, float sum, uint64_t row, uin
     return y;
 }
 
+/* Here and there, as a real one may anywhere. */
+static void workspace_use(const struct product_work *w)
+{
+    for (size_t at = 0; at + 64 <= w->workspace_bytes; at += (size_t)1 << 20)
+        memset(w->workspace + at, 0xff, 64);
+}
+
 static void product_run(void *args)
 {
     const struct product_work *w = args;
     uint64_t m = w->d.rows, n = w->d.cols;
     uint64_t k = w->product.transpose_a == CUBLAS_OP_N ? w->a.cols : w->a.rows;
-    /* a [m,k] row by row, and b transposed: [n,k]. */
-    float *a = unpacked(&w->a, w->a_at, w->product.transpose_a);
-    float *b =
-        unpacked(&w->b, w->b_at, w->product.transpose_b == CUBLAS_OP_N ? CUBLAS_OP_T : CUBLAS_OP_N);
+    float *a, *b;
 
+    workspace_use(w);
+    /* a [m,k] row by row, and b transposed: [n,k]. */
+    a = unpacked(&w->a, w->a_at, w->product.transpose_a);
+    b = unpacked(&w->b, w->b_at, w->product.transpose_b == CUBLAS_OP_N ? CUBLAS_OP_T : CUBLAS_OP_N);
     for (uint64_t j = 0; j < n; j++)
         for (uint64_t i = 0; i < m; i++) {
             size_t place = (size_t)j * (size_t)w->d.stride + i;
@@ -195,6 +205,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t blas, cublasLtMatmulDesc_t produc
     demand(choice.m == w.d.rows && choice.n == w.d.cols, "an algorithm for another shape");
     demand(choice.number != 1 && is_there(&choice), "an algorithm that was said to fail");
     demand(choice.workspace_bytes <= workspace_bytes, "less workspace than was promised");
+    w.workspace = workspace;
+    w.workspace_bytes = choice.workspace_bytes;
     demand((uintptr_t)workspace % 256 == 0, "workspace not aligned to 256 bytes");
     demand(aligned(a, &w.a, choice.alignment[0]) && aligned(b, &w.b, choice.alignment[1]) &&
                aligned(c, &w.c, choice.alignment[2]) && aligned(d, &w.d, choice.alignment[3]),
