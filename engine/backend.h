@@ -17,7 +17,7 @@
 #include "engine/error.h"
 #include "engine/tensor.h"
 
-#define BACKEND_ABI 9
+#define BACKEND_ABI 10
 
 enum activation {
     ACTIVATION_NONE,
@@ -149,6 +149,8 @@ struct backend {
                                  Whoever can spare that or a part of it adds it to both. The
                                  worker's */
     uint64_t context_granted; /* part of context_bytes */
+    uint64_t context_share;   /* in all it comes to want a byte for so many of the weights that pass
+                                 again and again; 0: no more. The worker's */
 };
 
 /* Memory that a weight takes. */

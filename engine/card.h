@@ -27,10 +27,8 @@ enum { CUDA_STRIP_PIXELS = 65536 };
 #define CUDA_CODE_BYTES ((uint64_t)40 << 20)
 #define CUDA_OWN_CODE_BYTES ((uint64_t)16 << 20)
 
-/* What is pinned takes device memory too, for its page tables: 8 bytes for each page. Asked for
- * from the engine in multiples of so much. */
+/* What is pinned takes device memory too, for its page tables: 8 bytes for each page. */
 #define CUDA_PINNED_PER_TABLE 512
-#define CUDA_TABLES_BYTES ((uint64_t)2 << 20)
 
 /* What the driver takes of an H100 besides. */
 #define CUDA_DRIVER_BYTES ((uint64_t)527 << 20)

@@ -15,12 +15,14 @@ struct described {
     struct backend base;
     struct page_source pages;
     struct device_rates rates;
-    double now[2]; /* by stream: when what is queued on it ends */
-    double host;   /* no work queued from now on begins before this … */
-    double reuse;  /* … and no copy before that */
+    double now[2];         /* by stream: when what is queued on it ends */
+    double host;           /* no work queued from now on begins before this … */
+    double reuse;          /* … and no copy before that */
+    uint64_t copied_bytes; /* of weights that last */
     uintptr_t next_address;
     uint64_t total_bytes;
-    _Atomic uint64_t free_bytes;
+    _Atomic uint64_t free_bytes; /* less what is granted from now on */
+    uint64_t granted_before;     /* in context_bytes from the start */
 };
 
 static struct described *described_of(struct backend *backend)
@@ -48,11 +50,19 @@ static void unreserve(struct page_source *source, uintptr_t address, uint64_t by
 {
 }
 
+/* Of which what was granted is taken. */
+static uint64_t free_of(const struct described *d)
+{
+    uint64_t granted = d->base.context_granted - d->granted_before;
+
+    return d->free_bytes > granted ? d->free_bytes - granted : 0;
+}
+
 static int create(struct page_source *source, page_handle *page)
 {
     struct described *d = owner_of(source);
 
-    if (d->free_bytes < source->granule_bytes)
+    if (free_of(d) < source->granule_bytes)
         return -ENOMEM;
     d->free_bytes -= source->granule_bytes;
     *page = 0;
@@ -97,7 +107,7 @@ static int fence_wait(struct page_source *source, page_fence fence)
 
 static int memory(struct page_source *source, uint64_t *free_bytes, uint64_t *total_bytes)
 {
-    *free_bytes = owner_of(source)->free_bytes;
+    *free_bytes = free_of(owner_of(source));
     *total_bytes = owner_of(source)->total_bytes;
     return 0;
 }
@@ -155,11 +165,21 @@ static void destroy(struct backend *backend)
     free(backend);
 }
 
+/* What passed twice is pinned at once, but for the tables that this takes. */
+static void want_tables(struct described *d)
+{
+    struct backend *base = &d->base;
+    uint64_t needed = base->context_share != 0 ? d->copied_bytes / 2 / base->context_share : 0;
+
+    base->context_wanted = needed > base->context_granted ? needed - base->context_granted : 0;
+}
+
 static int sync_compute(struct backend *backend, struct error *err)
 {
     struct described *d = described_of(backend);
 
     d->host = later(d->host, d->now[STREAM_COMPUTE]);
+    want_tables(d);
     return 0;
 }
 
@@ -194,6 +214,7 @@ static void copy_weights(struct backend *backend, const struct weight_copy *copi
 
         d->now[STREAM_COPY] = later(d->now[STREAM_COPY], d->reuse);
         work(d, STREAM_COPY, (double)bytes / d->rates.link_bytes);
+        d->copied_bytes += copies[i].lasting ? bytes : 0;
     }
 }
 
@@ -386,6 +407,7 @@ static struct backend card(void)
         .weight_rows = 1,
         .workspace_bytes = CUDA_WORKSPACE_BYTES,
         .context_bytes = CUDA_DRIVER_BYTES + CUDA_CODE_BYTES,
+        .context_share = CUDA_PINNED_PER_TABLE,
     };
 }
 
@@ -406,6 +428,7 @@ int described_create(struct backend **backend, const struct backend *like, uint6
     d->next_address = FIRST_ADDRESS;
     d->total_bytes = memory_bytes;
     context = d->base.context_bytes;
+    d->granted_before = d->base.context_granted;
     d->free_bytes = memory_bytes > context ? memory_bytes - context : 0;
     *backend = &d->base;
     return 0;

@@ -12,6 +12,10 @@
 #define MARGIN_MOST ((uint64_t)1 << 30)
 #define HOST_MARGIN_SHARE 4
 
+/* What the back end may be granted of the budget. Within 1.3 GiB that is enough for the weights of
+ * FLUX.1-dev's steps, which pass most often and come first, and leaves room for four pictures. */
+#define CONTEXT_SHARE 38
+
 /* Where the device can't tell. */
 #define USUAL_BUDGET ((uint64_t)1 << 32)
 
@@ -111,6 +115,18 @@ static uint64_t pass_room(const struct engine *engine)
     return beyond(room, taken);
 }
 
+uint64_t context_later(const struct engine *engine)
+{
+    const struct backend *backend = engine->backend;
+    uint64_t page = backend->pages->granule_bytes, most;
+
+    if (backend->context_share == 0)
+        return 0;
+    most = engine->info.weight_bytes / backend->context_share + page;
+    most = lesser(most, engine->budget / CONTEXT_SHARE);
+    return beyond(most - most % page, backend->context_granted);
+}
+
 /* What no picture needs of those that are active or were found possible, in whole pages. */
 static uint64_t context_room(const struct engine *engine)
 {
@@ -121,6 +137,7 @@ static uint64_t context_room(const struct engine *engine)
                   beyond(engine->budget, fixed_bytes(engine) + atomic_load(&engine->asked_bytes)));
     room = lesser(room, beyond(engine->budget, least_budget(engine)));
     room = lesser(room, beyond(engine_room(engine), denoise_most(engine, NULL)));
+    room = lesser(room, context_later(engine));
     return room - room % page;
 }
 

@@ -72,11 +72,14 @@ static uint64_t room_beside(const struct engine *engine, const struct block_list
 static int plan_weights(struct engine *engine, struct block_list *list, struct error *err)
 {
     uint64_t room = engine_room(engine), workspace = in_pages(engine, engine->workspace_bytes);
+    uint64_t later = context_later(engine);
     int result;
 
     if (room < workspace + list->least_bytes)
         return error_set(err, EAGAIN, "there is less memory than there was");
     room = room_beside(engine, list, room - workspace);
+    if (room >= list->least_bytes + later)
+        room -= later;
     result = offload_begin(&engine->offload, list, room, err);
     if (result == -ENOMEM)
         return memory_short(engine, err);

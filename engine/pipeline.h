@@ -158,6 +158,9 @@ uint64_t budget_possible(struct engine *engine);
 bool budget_watch(struct engine *engine);
 /* Takes what the driver and libraries hold from the budget: they load code as they go on. */
 void memory_charge_context(struct engine *engine);
+/* What the back end may still be granted, to be left free where it can be: by what it then copies
+ * faster, all pictures gain. */
+uint64_t context_later(const struct engine *engine);
 int budget_check(const struct engine *engine, uint64_t bytes, struct error *err);
 
 /* ---- request.c ---- */

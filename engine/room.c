@@ -121,7 +121,8 @@ uint64_t denoise_most(const struct engine *engine, const struct image *other)
  * last. */
 static double step_s(const struct engine *engine, int count)
 {
-    uint64_t states = 0, most = 0, room = engine_room(engine) + states_bytes(engine);
+    uint64_t states = 0, most = context_later(engine);
+    uint64_t room = engine_room(engine) + states_bytes(engine), step = 0;
     const struct image *last = NULL;
     int active = 0;
 
@@ -131,11 +132,11 @@ static double step_s(const struct engine *engine, int count)
         last = image;
         active++;
         states += in_pages(engine, image->needs.state);
-        most = larger(most, in_pages(engine, image->needs.step));
+        step = larger(step, in_pages(engine, image->needs.step));
     }
     if (last == NULL)
         return 1.0 / count; /* nobody knows how large they will be */
-    most += states + (uint64_t)(count - active) * in_pages(engine, last->needs.state);
+    most += step + states + (uint64_t)(count - active) * in_pages(engine, last->needs.state);
     return offload_period(&engine->offload, &engine->transformer.step,
                           room > most ? room - most : 0,
                           (double)(count * last->branch_count) / (double)engine->lanes) /
@@ -190,6 +191,14 @@ void room_clear(struct engine *engine)
     }
 }
 
+/* Whether an image's state finds room. Those that join others leave the back end's share free. */
+static bool has_room(const struct engine *engine, const struct image *image)
+{
+    uint64_t needed = in_pages(engine, image->needs.state) + denoise_most(engine, image);
+
+    return engine_room(engine) >= needed + (states_bytes(engine) > 0 ? context_later(engine) : 0);
+}
+
 bool room_fill(struct engine *engine)
 {
     struct error err;
@@ -200,9 +209,7 @@ bool room_fill(struct engine *engine)
         if (!image_active(image) || has_memory(image))
             continue;
         /* Nobody overtakes: what is free may be what this one needs next. */
-        if (encode_needed(image) || image->step == image->request.steps ||
-            engine_room(engine) <
-                in_pages(engine, image->needs.state) + denoise_most(engine, image))
+        if (encode_needed(image) || image->step == image->request.steps || !has_room(engine, image))
             return true;
         pass_close(engine);
         result = image_enter(image, &err);

@@ -254,6 +254,7 @@ static int backend_open(struct cuda_backend *cuda, struct error *err)
     cuda->base.strip_pixels = CUDA_STRIP_PIXELS;
     cuda->base.weight_rows = 1;
     cuda->base.workspace_bytes = CUDA_WORKSPACE_BYTES;
+    cuda->base.context_share = CUDA_PINNED_PER_TABLE;
     if (device_open(cuda, err) != 0)
         return err->code;
     cuda_growth_begin(cuda);

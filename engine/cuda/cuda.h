@@ -26,6 +26,9 @@ enum { CUDA_BOUNCES = 2, CUDA_BOUNCE_BYTES = 1 << 20 };
 #define CUDA_STORE_CHUNK_BYTES ((size_t)128 << 20)
 #define CUDA_STORE_IN_PLACE_BYTES ((size_t)256 << 10)
 
+/* Page tables are asked for from the engine in multiples of so much. */
+#define CUDA_TABLES_BYTES ((uint64_t)2 << 20)
+
 /* Tickets whose place in the copy stream is known exactly; older ones count as passed a little
  * later than they are. */
 enum { CUDA_TICKETS = 64 };

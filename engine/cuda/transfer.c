@@ -315,6 +315,8 @@ void transfer_tables(struct cuda_backend *cuda)
     /* What was granted after the last sync has been made room for since. */
     cuda->tables_bytes = granted;
     needed = tables_needed(cuda);
+    cuda->base.context_share =
+        cuda->host_spare < CUDA_STORE_CHUNK_BYTES ? 0 : CUDA_PINNED_PER_TABLE;
     pthread_mutex_unlock(&cuda->lock);
     cuda->base.context_wanted = needed > granted ? needed - granted : 0;
     host_store_retry(cuda->store);
@@ -357,6 +359,7 @@ int transfer_open(struct cuda_backend *cuda, struct error *err)
         .threads = fill_threads(),
     };
 
+    cuda->host_spare = UINT64_MAX; /* nobody looked yet */
     bool ready =
         cuda_check(cuda, cudaHostAlloc((void **)&cuda->pinned, PINNED_BYTES, cudaHostAllocDefault),
                    "130 MiB of pinned host memory") &&

@@ -60,7 +60,7 @@ class Plan(unittest.TestCase):
 
     def test_refusals(self):
         text = self.plan(f"--model={CONFIGS}", *CARD, "--vram-budget=0.9G", fails=True)
-        least = re.search(r"needs a vram_budget of ([\d.]+ GiB) at least; it is 0.90 GiB", text)
+        least = re.search(r"needs a vram_budget of ([\d.]+ MiB) at least; it is 921.6 MiB", text)
         self.plan(f"--model={CONFIGS}", *CARD, f"--vram-budget={least[1]}")
         for words, why in ((["--vram=24G", "--link=25"], "all three"),
                            (["--link=0"], "--link: \"0\""), (["--tflops=x"], "--tflops: \"x\""),

@@ -139,7 +139,8 @@ static void test_budgets(const char *configs)
         if (!EXPECT(foretell(&f, configs, budget, 1) == 0, "%s", err.text))
             return;
         EXPECT(f.budget == budget && f.least_budget == least);
-        EXPECT(f.step_s <= before * 1.01, "%g s within %.2f GiB, %g s within less", f.step_s,
+        /* (A plan that another is not 2 % better than is kept.) */
+        EXPECT(f.step_s <= before * 1.02, "%g s within %.2f GiB, %g s within less", f.step_s,
                (double)budget / (double)GIB, before);
         EXPECT(i > 0 || f.link_bytes > 15 * GIB, "%.2f GiB", (double)f.link_bytes / (double)GIB);
         check_sums(&f);
