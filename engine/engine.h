@@ -154,7 +154,8 @@ struct engine_memory {
     uint64_t page_bytes, pages_mapped, pages_spare;
     uint64_t resident_blocks, streamed_blocks; /* of the transformer, by the present plan */
     uint64_t device_free, device_total;        /* all processes, as the device reports them */
-    uint64_t pinned_bytes;                     /* host memory pinned for the link */
+    uint64_t pinned_bytes;                     /* host memory pinned for the link … */
+    uint64_t spilled_bytes;                    /* … and with what the device had no room for */
     uint64_t allocations, merges, evictions;   /* since the start */
 };
 

@@ -206,6 +206,7 @@ void engine_memory(struct engine *engine, struct engine_memory *memory)
         .merges = stats.merges,
         .evictions = stats.evictions,
         .pinned_bytes = engine->backend->ops->pinned_bytes(engine->backend),
+        .spilled_bytes = atomic_load(&engine->spilled_bytes),
     };
     for (int i = 0; i < MEMORY_COMPONENTS; i++)
         memory->component[i] = stats.component[i];

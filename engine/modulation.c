@@ -2,7 +2,7 @@
 /*
  * Where an image's modulations are: those of many steps on the device, or, where memory is short,
  * on the host, from which each step's are copied with the weights while the step before is
- * computed.
+ * computed. Where the device is the host, that would gain nothing, and hide memory from the budget.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -22,8 +22,9 @@ bool modulations_spill(const struct image *image)
 void modulations_hold_few(struct image *image)
 {
     int all = at_a_time(image);
+    bool few = all > MODULATION_ROWS && !image->engine->backend->host;
 
-    image->held_steps = all < MODULATION_ROWS ? all : MODULATION_ROWS;
+    image->held_steps = few ? MODULATION_ROWS : all;
     image->needs.state = image_place(image, 0);
 }
 
@@ -58,10 +59,14 @@ int modulations_begin(struct image *image, int first, int steps)
     image->chunk_steps = steps;
     image->fetched_steps = image->step;
     for (int b = 0; modulations_spill(image) && b < image->branch_count; b++) {
-        image->branches[b].spilled =
-            malloc((size_t)steps * width * sizeof *image->branches[b].spilled);
-        if (image->branches[b].spilled == NULL)
+        struct branch *branch = &image->branches[b];
+        size_t bytes = (size_t)steps * width * sizeof *branch->spilled;
+
+        branch->spilled = malloc(bytes);
+        if (branch->spilled == NULL)
             return -ENOMEM;
+        branch->spilled_bytes = bytes;
+        atomic_fetch_add(&image->engine->spilled_bytes, bytes);
     }
     return 0;
 }
@@ -116,7 +121,11 @@ void modulations_forget(struct image *image)
             backend->ops->copy_wait(backend, image->tickets[row]);
     backend->ops->mark_wait(backend, backend->ops->mark(backend, STREAM_COMPUTE));
     for (int b = 0; b < image->branch_count; b++) {
-        free(image->branches[b].spilled);
-        image->branches[b].spilled = NULL;
+        struct branch *branch = &image->branches[b];
+
+        free(branch->spilled);
+        atomic_fetch_sub(&image->engine->spilled_bytes, branch->spilled_bytes);
+        branch->spilled = NULL;
+        branch->spilled_bytes = 0;
     }
 }

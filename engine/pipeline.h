@@ -79,6 +79,7 @@ struct engine {
     _Atomic uint64_t wanted_budget; /* as memory.c has it; any thread */
     uint64_t budget;                /* in force; the worker's */
     uint64_t charged_bytes;         /* what the context is known to take; the worker's */
+    _Atomic uint64_t spilled_bytes; /* of the host's memory: modulations; any thread */
     uint64_t ceiling; /* what the device gave when it gave no more; the worker's, as the next two */
     double ceiling_until_s, ceiling_wait_s;
     uint64_t least_bytes; /* beyond fixed_bytes, that a picture of the smallest size needs; fixed */
@@ -90,6 +91,7 @@ struct branch {
     struct embedding *embedding;
     struct tensor text, modulations, hidden, carried, velocity;
     float *spilled; /* host: modulations of the chunk, while the device holds but few; or NULL */
+    size_t spilled_bytes;
 };
 
 /* Bytes of device memory that an image needs besides weights. */
@@ -217,7 +219,8 @@ struct transformer_step image_step_args(const struct image *image, const struct 
 
 /* ---- modulation.c ---- */
 
-/* Whether the host keeps the modulations, and the device holds those of MODULATION_ROWS steps. */
+/* Whether the host keeps the modulations, and the device holds those of MODULATION_ROWS steps;
+ * never where the device's memory is the host's. */
 bool modulations_spill(const struct image *image);
 /* While the image has no memory, whose size follows: its state holds few; or all, if the step's
  * weights and workspace find room too. */

@@ -230,6 +230,7 @@ static void device_render(struct status *status, const struct board_state *state
     size_line(text, "host_memory", total);
     size_line(text, "host_memory_available", available);
     size_line(text, "pinned_host_memory", memory.pinned_bytes);
+    size_line(text, "spilled_host_memory", memory.spilled_bytes);
     if (device->warning[0] != '\0') {
         text_print(text, "warning %s\n", device->warning);
     }

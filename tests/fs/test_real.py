@@ -43,6 +43,7 @@ class Real(unittest.TestCase):
         self.assertIn("Model: mini", parameters(png))
         lines = dict(line.split(" ", 1) for line in made.read("status", "vram").splitlines())
         self.assertNotEqual(lines["peak"], "0 B")
+        self.assertIn("spilled_host_memory 0 B\n", made.read("status", "device"))
         self.assertIn("denoise_s", made.read("jobs", "1", "timing"))
         self.assertEqual(made.stop(), 0)
 

@@ -2,7 +2,7 @@
 /*
  * Several images at once: each is the same as one painted alone, and none fails for another's sake,
  * whatever becomes of the budget, or of the others.
- * usage: company MODEL
+ * usage: company MODEL [card]
  */
 #include "tests/golden/company.h"
 
@@ -21,7 +21,8 @@ static void test_together(uint64_t budget, bool in_turn)
 {
     struct engine *engine = open_engine(budget);
     struct image *images[COUNT];
-    int most = 0;
+    struct engine_memory memory;
+    int most = 0, spilled = 0;
 
     for (int i = 0; i < COUNT; i++) {
         images[i] = start(engine, i, NULL);
@@ -30,7 +31,10 @@ static void test_together(uint64_t budget, bool in_turn)
     for (int round = 0; round < 100; round++) {
         EXPECT(engine_advance(engine, &err) == 0, "%s", err.text);
         most = have_memory(engine) > most ? have_memory(engine) : most;
+        engine_memory(engine, &memory);
+        spilled += memory.spilled_bytes > 0;
     }
+    EXPECT(memory.spilled_bytes == 0 && (spilled > 0) == (card && in_turn), "%d", spilled);
     EXPECT(in_turn ? most < COUNT - 1 : most >= 3, "%d at most had memory", most);
     for (int i = 0; i < COUNT; i++) {
         EXPECT(same(i, images[i]), "%d", i);
@@ -284,7 +288,7 @@ static void test_slow_link(uint64_t least)
 {
     struct engine *engine = open_engine(least);
     struct backend_ops slow_ops;
-    int most;
+    int most, wanted;
 
     fast_ops = engine->backend->ops;
     slow_ops = *fast_ops;
@@ -296,7 +300,10 @@ static void test_slow_link(uint64_t least)
     paint_queue(engine);
     EXPECT(engine->streamed_bytes > 0 && engine->lane_s > 0);
     EXPECT(wanted_at(engine, 0.5) == 1 && wanted_at(engine, 1) == 1);
-    EXPECT(wanted_at(engine, 2.5) == 3 && wanted_at(engine, 100) == PASS_LANES);
+    /* A card copies while it computes: more may even out what each block has of the two. */
+    wanted = wanted_at(engine, 2.5);
+    EXPECT(wanted >= 3 && wanted <= (card ? 5 : 3) && wanted_at(engine, 100) == PASS_LANES,
+           "%d wanted", wanted);
     copy_byte_s = 20 * engine->lane_s / (double)engine->streamed_bytes;
     most = paint_queue(engine);
     EXPECT(most < COUNT, "memory for one only, %d active", most);

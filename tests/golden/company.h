@@ -41,6 +41,7 @@ static inline size_t picture_bytes(int i)
 }
 
 static const char *model;
+static bool card; /* the device is taken for one with memory of its own: modulations may spill */
 static uint8_t *alone[COUNT]; /* what each request makes by itself */
 
 static inline struct engine *open_engine(uint64_t budget)
@@ -53,6 +54,7 @@ static inline struct engine *open_engine(uint64_t budget)
         fprintf(stderr, "%s\n", err.text);
         exit(EXIT_FAILURE);
     }
+    engine->backend->host = !card;
     return engine;
 }
 
@@ -122,9 +124,10 @@ static inline uint64_t company_begin(int argc, char **argv)
     struct engine *engine;
     uint64_t least;
 
-    if (argc != 2)
+    if (argc < 2)
         return 0;
     model = argv[1];
+    card = argc > 2 && strcmp(argv[2], "card") == 0;
     paint_alone();
     engine = open_engine(0);
     least = least_for_each(engine);

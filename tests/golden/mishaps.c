@@ -2,7 +2,7 @@
 /*
  * A device that fails while several images are painted, or has less memory than the budget: those
  * that need not fail are painted all the same, and what comes next is as if nothing had been.
- * usage: mishaps MODEL
+ * usage: mishaps MODEL [card]
  */
 #include "tests/golden/company.h"
 
