@@ -353,6 +353,7 @@ static int step_blocks(struct round *round, struct error *err)
     bool joined = can_join(round);
     struct compute c;
 
+    engine->present_lanes = round->count;
     if (joined)
         joined_place(round, 0, &workspace_bytes);
     if (pass_open(engine, list, workspace_bytes, err) != 0)

@@ -285,19 +285,21 @@ static int grow(struct offload *offload, size_t count)
     return 0;
 }
 
-/* What is measured, if it is; whether it is. */
+/* What is measured, if it is, with so many times the computing; whether it is. */
 static bool case_measure(const struct offload *offload, struct list_case *of,
-                         const struct block_list *list)
+                         const struct block_list *list, double times)
 {
     bool measured = look_at_clock(offload, list, of->compute_s, &of->c.copy_byte_s);
 
+    for (size_t i = 0; measured && i < list->count; i++)
+        of->compute_s[i] *= times;
     of->c.compute_s = measured ? of->compute_s : NULL;
     of->c.in_turn = offload->backend->host;
     return measured;
 }
 
 static int plan_list(struct offload *offload, const struct block_list *list, uint64_t room,
-                     struct residency *residency, struct error *err)
+                     double times, struct residency *residency, struct error *err)
 {
     size_t l = list_number(offload, list);
     struct list_case of;
@@ -306,7 +308,7 @@ static int plan_list(struct offload *offload, const struct block_list *list, uin
     if (result == 0)
         result = grow(offload, list->count);
     if (result == 0)
-        offload->guessed = !case_measure(offload, &of, list);
+        offload->guessed = !case_measure(offload, &of, list, times);
     if (result != 0)
         error_set(err, ENOMEM, "out of host memory");
     else if (plan(offload, &of, l, offload->resident, room, residency) != 0)
@@ -331,7 +333,7 @@ bool offload_outdated(struct offload *offload)
     if (list == NULL || !offload->guessed)
         return false;
     if (case_create(&of, list, offload->backend->pages->granule_bytes) == 0 &&
-        case_measure(offload, &of, list)) {
+        case_measure(offload, &of, list, 1)) {
         offload->guessed = false;
         outdated = plan(offload, &of, list_number(offload, list), offload->other, offload->room,
                         &residency) == 0 &&
@@ -341,14 +343,14 @@ bool offload_outdated(struct offload *offload)
     return outdated;
 }
 
-int offload_begin(struct offload *offload, struct block_list *list, uint64_t room,
+int offload_begin(struct offload *offload, struct block_list *list, uint64_t room, double times,
                   struct error *err)
 {
     struct residency residency;
     int result;
 
     offload_end(offload);
-    result = plan_list(offload, list, room, &residency, err);
+    result = plan_list(offload, list, room, times, &residency, err);
     if (result != 0)
         return result;
     offload->pass = list;
@@ -383,14 +385,14 @@ double offload_period(const struct offload *offload, const struct block_list *li
     double period = 0;
 
     if (case_create(&of, list, offload->backend->pages->granule_bytes) == 0 && resident != NULL &&
-        case_measure(offload, &of, list)) {
+        case_measure(offload, &of, list, times)) {
         taken = hold_together(&of, offload->arena);
         for (size_t i = 0; i < list->count; i++) {
-            of.compute_s[i] *= times;
             longest = of.bytes[i] > longest ? of.bytes[i] : longest;
             taken += of.held[i] < of.c.page_bytes ? of.held[i] : 0; /* these stay in any case */
         }
         room = room > taken ? room - taken : 0;
+        room -= room % of.c.page_bytes;
         ring = 3 * longest < room ? 3 * longest : room;
         period = ring < longest ? INFINITY : residency_period(&of.c, resident, ring);
     }

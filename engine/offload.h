@@ -65,9 +65,10 @@ void offload_finish(struct offload *offload);
 /* Sets a list's least_bytes. 0, or -ENOMEM (of the host). */
 int offload_measure(struct block_list *list, uint64_t page_bytes);
 
-/* Plans a pass within `room` bytes of weights and makes it the present one. ENOMEM if that is less
- * than the list's least_bytes, or if the arena has less than that. */
-int offload_begin(struct offload *offload, struct block_list *list, uint64_t room,
+/* Plans a pass within `room` bytes of weights, for so many times the computing of late, and makes
+ * it the present one. ENOMEM if that is less room than the list's least_bytes, or if the arena has
+ * less than that. */
+int offload_begin(struct offload *offload, struct block_list *list, uint64_t room, double times,
                   struct error *err);
 
 /* Whether the present pass was planned before anything was measured, and what is known now makes

@@ -73,6 +73,7 @@ static int plan_weights(struct engine *engine, struct block_list *list, struct e
 {
     uint64_t room = engine_room(engine), workspace = in_pages(engine, engine->workspace_bytes);
     uint64_t later = context_later(engine);
+    double times = 1;
     int result;
 
     if (room < workspace + list->least_bytes)
@@ -80,7 +81,9 @@ static int plan_weights(struct engine *engine, struct block_list *list, struct e
     room = room_beside(engine, list, room - workspace);
     if (room >= list->least_bytes + later)
         room -= later;
-    result = offload_begin(&engine->offload, list, room, err);
+    if (list == &engine->transformer.step && engine->lanes > 0)
+        times = (double)engine->present_lanes / (double)engine->lanes;
+    result = offload_begin(&engine->offload, list, room, times, err);
     if (result == -ENOMEM)
         return memory_short(engine, err);
     if (result == 0 && list == &engine->transformer.step) {

@@ -74,6 +74,7 @@ struct engine {
     double prompt_s;         /* of computing, for one prompt in the text encoders */
     size_t lanes;            /* sides of the guidance of images that the last step served, … */
     double lane_s;           /* … and seconds of computing for one */
+    size_t present_lanes;    /* that the present step serves */
     _Atomic uint64_t resident_blocks,
         streamed_blocks;            /* of the step pass, as planned; any thread */
     _Atomic uint64_t wanted_budget; /* as memory.c has it; any thread */

@@ -261,7 +261,7 @@ static int run_pass(struct rig *rig, struct fake_list *list, bool wrap)
 
 static int begin(struct rig *rig, struct fake_list *list, uint64_t room)
 {
-    return offload_begin(&rig->offload, &list->list, room, &rig->err);
+    return offload_begin(&rig->offload, &list->list, room, 1, &rig->err);
 }
 
 static const int even[] = {8192, 8192, 8192, 8192, 8192, 8192, 8192, 8192};

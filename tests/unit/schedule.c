@@ -143,7 +143,7 @@ static void pass_create(struct pass *p)
     EXPECT(arena_create(&p->arena, p->device.base.pages, &options) == 0);
     offload_init(&p->offload, &p->device.base, p->arena, NULL);
     offload_add(&p->offload, &p->list, 0);
-    EXPECT(offload_begin(&p->offload, &p->list, room, &p->err) == 0, "%s", p->err.text);
+    EXPECT(offload_begin(&p->offload, &p->list, room, 1, &p->err) == 0, "%s", p->err.text);
 }
 
 static void pass_destroy(struct pass *p)
