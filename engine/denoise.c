@@ -345,6 +345,15 @@ static bool can_join(const struct round *round)
     return room_for_all(round->engine, bytes);
 }
 
+/* For every image of the round, once. */
+static void modulate(const struct round *round, size_t block)
+{
+    for (size_t l = 0; l < round->count; l++)
+        if (!skipped(round->lanes[l].image) &&
+            round->lanes[l].branch == round->lanes[l].image->branches)
+            modulations_fetch(round->lanes[l].image, block);
+}
+
 static int step_blocks(struct round *round, struct error *err)
 {
     struct engine *engine = round->engine;
@@ -361,14 +370,13 @@ static int step_blocks(struct round *round, struct error *err)
     for (size_t l = 0; l < round->count; l++) {
         struct lane *lane = &round->lanes[l];
 
-        if (!skipped(lane->image) && lane->branch == lane->image->branches)
-            modulations_fetch(lane->image);
         lane->scratch = pass_cursor(engine, &lane->image->step_scratch);
         lane->step = image_step_args(lane->image, lane->branch);
         if (joined)
             lane->step.joined = joined_place(round, engine->workspace, &at);
     }
     for (size_t i = 0; i < list->count && !all_skipped(round); i++) {
+        modulate(round, i);
         if (pass_block(engine, i, true, err) != 0)
             return err->code;
         for (size_t l = 0; l < round->count; l++) {

@@ -71,7 +71,7 @@ int image_enter(struct image *image, struct error *err)
         image->phase = IMAGE_DENOISE;
     }
     if (result != 0)
-        modulations_hold_few(image); /* what it needs at least */
+        modulations_hold_one(image); /* what it needs at least */
     free(rope);
     return result;
 }
@@ -83,7 +83,7 @@ static void give_memory(struct image *image)
     modulations_forget(image);
     arena_free(image->engine->arena, image->memory, 0);
     image->memory = 0;
-    modulations_hold_few(image);
+    modulations_hold_one(image);
 }
 
 int image_leave(struct image *image, struct error *err)

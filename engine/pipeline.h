@@ -30,9 +30,12 @@
 #include "engine/offload.h"
 #include "engine/ops.h"
 
-/* Steps whose modulations are computed at a time, 4 MB each at full size; and those that the device
- * holds where memory is short: the present one's and the next. */
-enum { MODULATION_STEPS = 32, MODULATION_ROWS = 2 };
+/* Steps whose modulations are computed at a time, 4 MB each at full size. */
+enum { MODULATION_STEPS = 32 };
+
+/* Where memory is short the device holds those of one step, in two parts: as soon as the double
+ * blocks are done, theirs are replaced by the next step's. */
+enum { MODULATION_DOUBLE, MODULATION_OTHER, MODULATION_PARTS };
 
 enum { ENGINE_WARNING_BYTES = 320 };
 
@@ -91,7 +94,7 @@ struct engine {
 struct branch {
     struct embedding *embedding;
     struct tensor text, modulations, hidden, carried, velocity;
-    float *spilled; /* host: modulations of the chunk, while the device holds but few; or NULL */
+    float *spilled; /* host: modulations of the chunk, while the device holds one step's; or NULL */
     size_t spilled_bytes;
 };
 
@@ -112,12 +115,12 @@ struct image {
     bool served;           /* by the present round */
 
     int token_rows, token_cols, tokens, text_tokens;
-    float *sigmas;                /* [steps + 1] */
-    int step;                     /* steps done */
-    int chunk_first, chunk_steps; /* whose modulations there are */
-    int held_steps;               /* of them on the device */
-    int fetched_steps; /* the first that was not yet copied there, of those spilled … */
-    uint64_t tickets[MODULATION_ROWS]; /* … and of its copies, by row */
+    float *sigmas;                     /* [steps + 1] */
+    int step;                          /* steps done */
+    int chunk_first, chunk_steps;      /* whose modulations there are */
+    int held_steps;                    /* of them on the device */
+    int copied_step[MODULATION_PARTS]; /* of those spilled: whose is there, or on its way; or −1 */
+    uint64_t tickets[MODULATION_PARTS]; /* of the copies */
     struct branch branches[2];
     int branch_count;
 
@@ -220,19 +223,20 @@ struct transformer_step image_step_args(const struct image *image, const struct 
 
 /* ---- modulation.c ---- */
 
-/* Whether the host keeps the modulations, and the device holds those of MODULATION_ROWS steps;
- * never where the device's memory is the host's. */
+/* Whether the host keeps the modulations, and the device holds those of one step; never where the
+ * device's memory is the host's. */
 bool modulations_spill(const struct image *image);
-/* While the image has no memory, whose size follows: its state holds few; or all, if the step's
- * weights and workspace find room too. */
-void modulations_hold_few(struct image *image);
+/* While the image has no memory, whose size follows: its state holds one step's; or all, if the
+ * weights and workspace of a step find room too. */
+void modulations_hold_one(struct image *image);
 void modulations_hold_all(struct image *image);
 /* Of the present step. */
 struct tensor modulations_of(const struct image *image, const struct branch *branch);
 /* Those of so many steps are to be computed, from the `first` on. 0, or -ENOMEM (of the host). */
 int modulations_begin(struct image *image, int first, int steps);
-/* Makes the present step's usable, and starts copying the next one's. */
-void modulations_fetch(struct image *image);
+/* Before block i of the step pass: makes usable what it needs of the present step's, and starts
+ * copying the next one's. Before a step is done again, too. */
+void modulations_fetch(struct image *image, size_t i);
 /* Before the state's memory is given back. */
 void modulations_forget(struct image *image);
 

@@ -41,7 +41,7 @@ struct image image_of(struct engine *engine, const struct image_request *request
     image.token_cols = request->width_px / token_px(engine);
     image.tokens = image.token_rows * image.token_cols;
     image.text_tokens = engine->info.max_tokens;
-    modulations_hold_few(&image);
+    modulations_hold_one(&image);
     return image;
 }
 

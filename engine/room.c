@@ -76,7 +76,7 @@ uint64_t image_budget(const struct image *image)
     struct image least = *image;
     uint64_t denoise;
 
-    modulations_hold_few(&least); /* whatever it holds just now */
+    modulations_hold_one(&least); /* whatever it holds just now */
     denoise = in_pages(engine, least.needs.state) + denoise_bytes(engine, &least.needs);
     return fixed_bytes(engine) +
            larger(larger(engine->encode_bytes, denoise), decode_bytes(engine, &image->needs));
