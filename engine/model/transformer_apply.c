@@ -218,60 +218,30 @@ static void single_attention(struct compute *c, const struct transformer *t, siz
     op_release(c, qkv);
 }
 
-/* Rows that go through a single block's MLP at a time: its scratch is the longest, and so many keep
- * a device busy. The same whatever the budget, since other pieces might be rounded otherwise. */
-enum { MLP_ROWS = 2304, MLP_TILE = 128 };
-
-static int64_t mlp_rows(int64_t rows)
+static void single_mlp(struct compute *c, const struct transformer *t, size_t i,
+                       const struct transformer_step *all)
 {
-    int64_t pieces = (rows + MLP_ROWS - 1) / MLP_ROWS;
-    int64_t each = pieces > 0 ? (rows + pieces - 1) / pieces : 0;
-
-    return pieces > 1 ? (each + MLP_TILE - 1) / MLP_TILE * MLP_TILE : each;
-}
-
-/* carried = MLP of some rows; `joined` has room for attention and MLP beside each other. */
-static void single_products(struct compute *c, const struct transformer *t, size_t i,
-                            const struct transformer_step *args, struct tensor joined)
-{
+    const struct transformer_step of_use = rows_of_use(t, i, all), *args = &of_use;
     const struct single_block *block = &t->singles[i];
-    int64_t width = t->config.width;
+    int64_t rows = args->hidden.rows, width = t->config.width;
+    size_t at = (size_t)t->config.doubles + i;
+    struct entry entry = entry_of(t, at, false);
+    struct tensor scratch = op_scratch(c, rows, 5 * width);
+    struct tensor joined = is_joined(args) ? args->joined : scratch;
 
     if (!is_joined(args)) { /* attention took the place of what had been normed */
         op_copy(c, tensor_cols(joined, 0, width), args->carried);
-        enter(c, t, args, args->carried, args->hidden,
-              entry_of(t, (size_t)t->config.doubles + i, false));
+        enter(c, t, args, args->carried, args->hidden, entry);
     }
     op_linear(c, (struct linear){tensor_cols(joined, width, 4 * width), args->carried, block->up,
                                  block->up_bias, ACTIVATION_GELU_TANH});
     op_linear(c,
               (struct linear){args->carried, joined, block->out, block->out_bias, ACTIVATION_NONE});
-}
-
-static void single_mlp(struct compute *c, const struct transformer *t, size_t i,
-                       const struct transformer_step *all)
-{
-    const struct transformer_step of_use = rows_of_use(t, i, all), *args = &of_use;
-    int64_t rows = args->hidden.rows, each = mlp_rows(rows);
-    size_t at = (size_t)t->config.doubles + i;
-    struct tensor scratch = op_scratch(c, each, 5 * t->config.width);
-
-    for (int64_t first = 0; first < rows; first += each) {
-        int64_t count = rows - first < each ? rows - first : each;
-        struct transformer_step piece = *args;
-
-        piece.hidden = tensor_rows(args->hidden, first, count);
-        piece.carried = tensor_rows(args->carried, first, count);
-        single_products(c, t, i, &piece,
-                        is_joined(args) ? tensor_rows(args->joined, first, count)
-                                        : tensor_rows(scratch, 0, count));
-    }
     op_release(c, scratch);
-    op_gated_norm(c,
-                  (struct gated_norm){args->hidden, args->carried,
-                                      .vectors = {leave(t, args, entry_of(t, at, false).modulation,
-                                                        GATE, entry_of(t, at + 1, false))},
-                                      .split = rows, .eps = NORM_EPS});
+    op_gated_norm(c, (struct gated_norm){args->hidden, args->carried,
+                                         .vectors = {leave(t, args, entry.modulation, GATE,
+                                                           entry_of(t, at + 1, false))},
+                                         .split = rows, .eps = NORM_EPS});
 }
 
 static void velocity_apply(struct compute *c, const struct transformer *t,

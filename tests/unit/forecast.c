@@ -172,6 +172,29 @@ static void test_company(const char *configs)
     free(f.map);
 }
 
+/* Within 1.3 GiB of a card like an H200, four pictures in step hide most of the copies. */
+static void test_little(const char *configs)
+{
+    struct engine_options options = {.model_path = configs, .vram_budget_bytes = 1396000000};
+    const struct engine_device h200 = {.memory_bytes = 140 * GIB,
+                                       .flops = step_flops() / 0.12,
+                                       .link_bytes = 54.5e9,
+                                       .memory_bytes_s = 1e18};
+    struct image_request request = square;
+    struct engine_forecast f;
+
+    request.steps = 8;
+    if (!EXPECT(engine_forecast(&f, &options, &h200, &request, 4, &err) == 0, "%s", err.text))
+        return;
+    EXPECT(f.together == 4 && f.together_step_s <= 0.14, "%d at %g s", f.together,
+           f.together_step_s);
+    EXPECT(f.peak_bytes <= f.budget);
+    /* Page tables for what passes in each step, and hardly more. */
+    EXPECT(f.component[MEMORY_CONTEXT] - (559 << 20) >= f.link_bytes / 512 &&
+           f.component[MEMORY_CONTEXT] - (559 << 20) <= f.link_bytes / 512 + (4 << 20));
+    free(f.map);
+}
+
 /* Where the steps' weights stay and the text encoders' do not, prompts that wait share these. */
 static void test_prompts(const char *configs)
 {
@@ -303,6 +326,7 @@ int main(int argc, char **argv)
         return test_skip("usage: forecast CONFIGS MINI");
     test_budgets(argv[1]);
     test_company(argv[1]);
+    test_little(argv[1]);
     test_prompts(argv[1]);
     test_figures(argv[1]);
     test_recorded(argv[1]);
