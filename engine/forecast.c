@@ -19,6 +19,7 @@ struct forecast_run {
     bool looked;           /* at the plan */
     struct image **images; /* that were waiting … */
     int jobs, started;     /* … and how many of them were started */
+    void *lasting;         /* rates_measure */
 };
 
 /* ---- the device ---- */
@@ -71,7 +72,7 @@ static int measure(struct forecast_run *run, struct backend *real, struct device
                                   .width = engine->transformer.config.width,
                                   .vae_channels = vae->channels[vae->levels > 1 ? 1 : 0]};
 
-    return rates_measure(rates, real, &shapes, err);
+    return rates_measure(rates, real, &shapes, &run->lasting, err);
 }
 
 /* An engine on the device, which has this machine's back end `real` as its model, or none. */
@@ -331,6 +332,7 @@ int engine_forecast(struct engine_forecast *out, const struct engine_options *op
     engine_close(run.engine);
     if (real != NULL)
         real->ops->destroy(real);
+    free(run.lasting);
     if (result != 0)
         free(forecast.map);
     else

@@ -97,13 +97,16 @@ static size_t longest(const struct trial *t)
     return most;
 }
 
-/* A weight as a checkpoint has it, in bf16. */
-static void copy_weight(struct trial *t, struct tensor weight, enum weight_layout layout)
+/* A weight as a checkpoint has it. In fp32 it stands for one that passes again and again: a card
+ * pins a copy of it, so that it comes as fast as weights do in the end. */
+static void copy_weight(struct trial *t, struct tensor weight, enum weight_layout layout,
+                        enum dtype stored)
 {
     const struct backend_ops *ops = t->backend->ops;
     struct weight_copy copy = {.target = weight.data,
                                .source = t->noise,
-                               .source_dtype = DTYPE_BF16,
+                               .source_dtype = stored,
+                               .lasting = stored == DTYPE_F32,
                                .layout = layout,
                                .rows = weight.rows,
                                .cols = weight.cols,
@@ -131,7 +134,7 @@ static double bytes_of(struct tensor x)
 
 static void try_link(struct trial *t)
 {
-    copy_weight(t, t->up, WEIGHT_MATRIX);
+    copy_weight(t, t->up, WEIGHT_MATRIX, t->backend->host ? DTYPE_BF16 : DTYPE_F32);
 }
 
 /* A third of a transformer's products have the activation behind them. */
@@ -199,6 +202,14 @@ static void try_call(struct trial *t)
     op_silu(&t->c, t->token, t->token);
 }
 
+/* All that it wants, page tables above all: nothing else needs memory meanwhile. */
+static void grant_context(struct backend *backend)
+{
+    backend->context_granted += backend->context_wanted;
+    backend->context_bytes += backend->context_wanted;
+    backend->context_wanted = 0;
+}
+
 /* Seconds that one run takes on a stream, `warm`: when it has gone on for a while; 0 once something
  * failed, which `err` tells. */
 static double seconds_of(struct trial *t, enum backend_stream stream, void (*run)(struct trial *),
@@ -215,6 +226,7 @@ static double seconds_of(struct trial *t, enum backend_stream stream, void (*run
 
         if (err->code != 0 || ops->sync(t->backend, err) != 0)
             return 0;
+        grant_context(t->backend);
         from = ops->mark(t->backend, stream);
         for (int i = 0; i < runs; i++)
             run(t);
@@ -273,18 +285,17 @@ static void trial_fill(struct trial *t)
     op_upload(&t->c, t->rope, t->noise);
     op_upload(&t->c, t->bias, t->noise);
     op_upload(&t->c, t->pixels, t->noise);
-    copy_weight(t, t->kernel, WEIGHT_CONV);
+    copy_weight(t, t->kernel, WEIGHT_CONV, DTYPE_BF16);
 }
 
 static void trial_close(struct trial *t)
 {
     t->backend->workspace = NULL;
     arena_destroy(t->arena);
-    free(t->noise);
 }
 
 int rates_measure(struct device_rates *rates, struct backend *backend,
-                  const struct rates_shapes *shapes, struct error *err)
+                  const struct rates_shapes *shapes, void **lasting, struct error *err)
 {
     bool few = backend->host && shapes->tokens > HOST_TOKENS, warm = !backend->host;
     struct trial t = {.backend = backend,
@@ -309,5 +320,6 @@ int rates_measure(struct device_rates *rates, struct backend *backend,
         rates->call_s = seconds_of(&t, STREAM_COMPUTE, try_call, false, err);
     }
     trial_close(&t);
+    *lasting = t.noise;
     return err->code;
 }

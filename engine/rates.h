@@ -14,8 +14,9 @@ struct rates_shapes {
 };
 
 /* A few seconds. A card that computes at the edge of its power slows down within the first: what it
- * keeps up is what counts. The back end must not be in use otherwise; its memory is given back. */
+ * keeps up is what counts. The back end must not be in use otherwise; its memory is given back.
+ * *lasting: of the host, free it once the back end is destroyed, which may be reading it. */
 int rates_measure(struct device_rates *rates, struct backend *backend,
-                  const struct rates_shapes *shapes, struct error *err);
+                  const struct rates_shapes *shapes, void **lasting, struct error *err);
 
 #endif
