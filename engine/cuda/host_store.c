@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "alloc/host_memory.h"
 #include "engine/cuda/weights.h"
@@ -18,6 +19,7 @@ enum {
     WANTED_AFTER = 2 /* passages */
 };
 
+#define NS_PER_S INT64_C(1000000000)
 #define HOST_SPARE_LEAST ((uint64_t)2 << 30)
 
 /* One weight that passed; found by the address of its source. All but `weight` lock. */
@@ -168,6 +170,28 @@ static struct entry *next_wanted(const struct host_store *store)
     return store->wanted_at[store->wanted_first % ENTRIES];
 }
 
+/* Who pins holds up all that others ask of the driver: they get as much time between. Expects the
+ * lock. */
+static void give_way(struct host_store *store, int64_t ns)
+{
+    struct timespec until;
+
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    ns += until.tv_nsec;
+    until.tv_sec += ns / NS_PER_S;
+    until.tv_nsec = ns % NS_PER_S;
+    while (!store->closing && pthread_cond_timedwait(&store->changed, &store->lock, &until) == 0)
+        ;
+}
+
+static int64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * NS_PER_S + now.tv_nsec;
+}
+
 static void *store_run(void *argument)
 {
     struct host_store *store = argument;
@@ -181,6 +205,7 @@ static void *store_run(void *argument)
         if (store->closing)
             break;
         uint64_t chance = store->chances;
+        int64_t since = now_ns();
         bool kept, settled;
 
         store->busy = true;
@@ -197,6 +222,7 @@ static void *store_run(void *argument)
             store->tried = chance;
         }
         pthread_cond_broadcast(&store->changed);
+        give_way(store, now_ns() - since);
     }
     pthread_mutex_unlock(&store->lock);
     return NULL;
@@ -291,6 +317,7 @@ int host_store_create(struct host_store **out, const struct host_store_options *
                       struct error *err)
 {
     struct host_store *store = calloc(1, sizeof *store);
+    pthread_condattr_t clock;
     int result;
 
     if (store == NULL)
@@ -298,7 +325,10 @@ int host_store_create(struct host_store **out, const struct host_store_options *
     store->options = *options;
     store->chances = 1;
     pthread_mutex_init(&store->lock, NULL);
-    pthread_cond_init(&store->changed, NULL);
+    pthread_condattr_init(&clock);
+    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+    pthread_cond_init(&store->changed, &clock);
+    pthread_condattr_destroy(&clock);
     store->entries = calloc(ENTRIES, sizeof *store->entries);
     store->wanted_at = calloc(ENTRIES, sizeof(struct entry *));
     result = store->entries == NULL || store->wanted_at == NULL
