@@ -109,11 +109,11 @@ int image_start(struct image **image, struct engine *engine, const struct image_
  * budget is applied in any case. */
 int engine_advance(struct engine *engine, struct error *err);
 
-/* How many images it is best to have active, as things stand. More than one only where weights pass
- * through memory and that takes longer than computing with them: then as many as make each one's
- * step take least, since each pass serves all of them; more memory for images leaves less for
- * weights. */
-int engine_wanted_images(const struct engine *engine);
+/* How many images it is best to have active, as things stand, when so many more wait to be started.
+ * More than one only where weights pass through memory and that takes longer than computing with
+ * them: then as many as make each one's step take least, of those that remain at the end, too,
+ * since each pass serves all of them; more memory for images leaves less for weights. */
+int engine_wanted_images(const struct engine *engine, size_t waiting);
 
 /* How many prompts of those that wait the text encoders had best serve too when they run next,
  * which they will soon; 0 if they won't. More than none only where their weights have to come

@@ -218,7 +218,8 @@ static int start_more(struct forecast_run *run, struct error *err)
 
     request.prompt = prompt;
     while (run->started < run->jobs &&
-           images_active(run->images, run->started) < engine_wanted_images(run->engine)) {
+           images_active(run->images, run->started) <
+               engine_wanted_images(run->engine, (size_t)(run->jobs - run->started))) {
         struct image **image = &run->images[run->started];
 
         name_prompt(prompt, sizeof prompt, run->started);

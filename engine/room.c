@@ -158,15 +158,33 @@ static bool may_pay(const struct engine *engine, int count)
 /* What one image more must gain: each is ready later for it. */
 #define GAIN 0.97
 
-int engine_wanted_images(const struct engine *engine)
+/* Seconds of a step for each, when so many go in step as long as there are as many, then the rest.
+ */
+static double mean_step_s(const double *step, size_t count, size_t images)
 {
-    double best = INFINITY;
+    size_t rest = images % count;
+    double all = (double)(images - rest) * step[count];
+
+    if (rest > 0)
+        all += (double)rest * step[rest];
+    return all / (double)images;
+}
+
+int engine_wanted_images(const struct engine *engine, size_t waiting)
+{
+    double step[PASS_LANES + 1], best = INFINITY;
+    size_t images = waiting;
     int wanted = 1;
 
-    for (int count = 1; engine->lanes > 0 && count <= PASS_LANES && may_pay(engine, count);
+    for (const struct image *image = engine->images; image != NULL; image = image->next)
+        images += image_active(image);
+    for (int count = 1; engine->lanes > 0 && count <= PASS_LANES && (size_t)count <= images &&
+                        may_pay(engine, count);
          count++) {
-        double now = step_s(engine, count);
+        double now;
 
+        step[count] = step_s(engine, count);
+        now = mean_step_s(step, (size_t)count, images);
         if (now > 0 && now < GAIN * best) {
             best = now;
             wanted = count;

@@ -240,10 +240,14 @@ static void jobs_expect(struct worker *worker)
 void jobs_take(struct worker *worker)
 {
     int active = jobs_active(worker), before = active;
+    struct queue_counts counts;
 
-    while (active < BOARD_IMAGES && active < engine_wanted_images(worker->engine) &&
+    queue_counts(worker->options.queue, &counts);
+    while (active < BOARD_IMAGES &&
+           active < engine_wanted_images(worker->engine, counts.state[JOB_WAITING]) &&
            job_take(worker)) {
         active = jobs_active(worker);
+        queue_counts(worker->options.queue, &counts);
     }
     if (active > before) {
         jobs_expect(worker);

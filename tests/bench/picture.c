@@ -170,7 +170,8 @@ static int advance(struct engine *engine, const struct options *o, int run, stru
     int steps;
 
     while (batch->started < o->jobs &&
-           images_active(batch->images, batch->started) < engine_wanted_images(engine))
+           images_active(batch->images, batch->started) <
+               engine_wanted_images(engine, (size_t)(o->jobs - batch->started)))
         if (start_next(engine, o, run, batch, err) != 0)
             return 0;
     steps = -images_steps(batch->images, batch->started);

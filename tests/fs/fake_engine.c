@@ -379,7 +379,7 @@ static int image_pass(struct image *image, struct error *err)
     return 0;
 }
 
-int engine_wanted_images(const struct engine *engine)
+int engine_wanted_images(const struct engine *engine, size_t waiting)
 {
     return strcmp(engine->info.backend, "cpu") == 0 ? 1 : 4;
 }

@@ -254,7 +254,8 @@ static int paint_queue(struct engine *engine)
         const struct image *first;
         int active;
 
-        while (started < COUNT && images_active(images, started) < engine_wanted_images(engine)) {
+        while (started < COUNT && images_active(images, started) <
+                                      engine_wanted_images(engine, (size_t)(COUNT - started))) {
             images[started] = start(engine, started, NULL);
             started++;
         }
@@ -273,13 +274,15 @@ static int paint_queue(struct engine *engine)
     return most;
 }
 
+enum { MANY = 840 }; /* a multiple of every number that may go in step */
+
 /* Copying the weights of a step takes so many times as long as computing with them. */
 static int wanted_at(struct engine *engine, double copy_share)
 {
     double steps = (double)engine->timeline.sums.copy_bytes / (double)engine->streamed_bytes;
 
     engine->timeline.sums.copy_s = copy_share * steps * engine->lane_s;
-    return engine_wanted_images(engine);
+    return engine_wanted_images(engine, MANY);
 }
 
 /* Where copying weights takes longer than computing with them, images share each copy: as many as
@@ -296,7 +299,7 @@ static void test_slow_link(uint64_t least)
     slow_ops.mark_seconds = seconds_pretended;
     slow_ops.copy_weights = copy_slowly;
     engine->backend->ops = &slow_ops;
-    EXPECT(engine_wanted_images(engine) == 1, "nothing is known yet");
+    EXPECT(engine_wanted_images(engine, MANY) == 1, "nothing is known yet");
     paint_queue(engine);
     EXPECT(engine->streamed_bytes > 0 && engine->lane_s > 0);
     EXPECT(wanted_at(engine, 0.5) == 1 && wanted_at(engine, 1) == 1);

@@ -189,6 +189,11 @@ static void test_little(const char *configs)
     EXPECT(f.together == 4 && f.together_step_s <= 0.14, "%d at %g s", f.together,
            f.together_step_s);
     EXPECT(f.peak_bytes <= f.budget);
+    /* Five are three and two, sooner than four and one. */
+    free(f.map);
+    if (!EXPECT(engine_forecast(&f, &options, &h200, &request, 5, &err) == 0, "%s", err.text))
+        return;
+    EXPECT(f.together == 3, "%d", f.together);
     /* Page tables for what passes in each step, and hardly more. */
     EXPECT(f.component[MEMORY_CONTEXT] - (559 << 20) >= f.link_bytes / 512 &&
            f.component[MEMORY_CONTEXT] - (559 << 20) <= f.link_bytes / 512 + (4 << 20));
