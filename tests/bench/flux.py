@@ -84,7 +84,7 @@ def run(command, limit):
 
 def run_ours(options, results, size, budget, *more):
     command = [options.picture, options.model, f'backend={options.backend}', f'size={size}',
-               f'steps={options.steps}', 'runs=3', 'json=1', *more]
+               f'steps={options.steps}', 'runs=5', 'json=1', *more]
     if options.modules:
         command.append(f'modules={options.modules}')
     if budget:
@@ -212,7 +212,8 @@ def main():
         run_ours(options, results, first, budget)
     for peer in options.peers:
         for size in options.sizes if peer in ('eager', 'compiled') else [first]:
-            run_peer(options, results, peer, size)
+            run_peer(options, results, peer, size,
+                     *(['--runs', '1'] if peer in ('group', 'sequential') else []))
     if options.accuracy:
         compare_latents(options, results, options.sizes[-1])
     met = print_table(options, results)

@@ -24,7 +24,8 @@ def foretold(fluxfs, model, backend, size, steps, modules, budget_mb):
     text = output([fluxfs, '--config=/dev/null', '--plan', f'--model={model}', f'--backend={backend}',
                    f'--size={size}', f'--steps={steps}', f'--vram-budget={budget_mb}000000', *more])
     picture = re.search(r'a picture +(\S+) s:.* steps ([^,]+),', text)
-    return float(picture[2]) / int(steps), float(picture[1])
+    rates = re.search(r'^device .*: [^,]+, (.*) \(measured', text, re.M)
+    return float(picture[2]) / int(steps), float(picture[1]), rates[1] if rates else ''
 
 
 def measured(picture, model, backend, size, steps, modules, budget_mb):
@@ -44,8 +45,8 @@ def main():
         real = measured(picture, model, backend, size, steps, modules, budget_mb)
         off = plan[0] / real[0] - 1
         worst = max(worst, abs(off))
-        print(f'{budget_mb:>10} {plan[0]:11.5f} {real[0]:9.5f} {100 * off:+5.0f}% {plan[1]:14.4f} {real[1]:9.4f}',
-              flush=True)
+        print(f'{budget_mb:>10} {plan[0]:11.5f} {real[0]:9.5f} {100 * off:+5.0f}% {plan[1]:14.4f} {real[1]:9.4f}  '
+              f'{plan[2]}', flush=True)
     return 1 if worst > LIMIT else 0
 
 
