@@ -96,6 +96,12 @@ static char *room_for(struct host_store *store, size_t bytes)
     return room;
 }
 
+/* Gives back what was had last. */
+static void room_return(struct host_store *store, const char *room)
+{
+    store->chunk_used = (size_t)(room - (const char *)store->chunks[store->chunk_count - 1]);
+}
+
 static bool copy_weight(struct host_store *store, const struct weight_copy *copy,
                         struct host_weight *weight)
 {
@@ -124,11 +130,13 @@ static bool pin_weight(struct host_store *store, const struct weight_copy *copy,
         return false;
     tail = (bytes - head) % page;
     middle = bytes - head - tail;
-    if (!spare_for(store, middle))
+    edges = room_for(store, head + tail); /* may take of what there is to spare */
+    if (edges == NULL)
         return false;
-    edges = room_for(store, head + tail);
-    if (edges == NULL || !options->pin(options->owner, source + head, middle))
+    if (!spare_for(store, middle) || !options->pin(options->owner, source + head, middle)) {
+        room_return(store, edges);
         return false;
+    }
     store->in_place_bytes += middle;
     atomic_fetch_add(&store->pinned_bytes, middle);
     memcpy(edges, source, head);
