@@ -356,8 +356,10 @@ static void test_greedy_back_end(uint64_t budget)
     for (int i = 0; i < COUNT; i++)
         images[i] = start(engine, i, NULL);
     engine_memory(engine, &memory);
+    engine->backend->context_share = 1;
     engine->backend->context_wanted = 3 * memory.page_bytes;
     EXPECT(run(engine) == 0, "%s", err.text);
+    EXPECT(engine->backend->context_granted > 0);
     for (int i = 0; i < COUNT; i++) {
         EXPECT(same(i, images[i]), "%d: %s", i, images[i]->error.text);
         image_finish(images[i]);
