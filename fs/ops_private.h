@@ -90,17 +90,19 @@ void ops_symlink(fuse_req_t req, const char *link, fuse_ino_t parent, const char
 void ops_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t parent, const char *name);
 void ops_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name);
 
-/* ---- ops_drop.c: prompts/ ---- */
+/* ---- ops_drop_attr.c: prompts/ ---- */
 int drop_attr(struct daemon *daemon, struct node node, int fd, struct stat *st);
 int drop_entry(struct daemon *daemon, const char *name, struct fuse_entry_param *entry);
+void drop_setattr(fuse_req_t req, struct node node, const struct stat *attr, int to_set,
+                  struct fuse_file_info *fi);
+
+/* ---- ops_drop.c: likewise ---- */
 void drop_open(fuse_req_t req, struct handle *handle, struct fuse_file_info *fi);
 void drop_create(fuse_req_t req, const char *name, mode_t mode, struct fuse_file_info *fi);
 void drop_read(fuse_req_t req, struct handle *handle, size_t size, off_t offset);
 void drop_write(fuse_req_t req, struct handle *handle, const char *bytes, size_t size,
                 off_t offset);
 int drop_commit(struct daemon *daemon, struct handle *handle);
-void drop_setattr(fuse_req_t req, struct node node, const struct stat *attr, int to_set,
-                  struct fuse_file_info *fi);
 void drop_unlink(fuse_req_t req, const char *name);
 void drop_rename(fuse_req_t req, const char *name, const char *new_name, unsigned flags);
 
