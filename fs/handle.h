@@ -30,9 +30,9 @@ struct handle {
     uint64_t hash; /* of the snapshot */
     int64_t snapshot_ns, changed_ns;
     bool was_read;
-    bool dirty;             /* prompts/: changed since the last submission */
-    size_t placed;          /* and so many places in the queue asked for; SIZE_MAX: it needs none */
-    bool refused;           /* `new`: write() has said no; the rest is dropped until close */
+    bool dirty;    /* prompts/: changed since the last submission */
+    size_t placed; /* and so many places in the queue asked for; SIZE_MAX: it needs none */
+    int refusal;   /* `new`, prompts/: an errno, negative: write() fails until close; or 0 */
     struct queue_hold hold; /* for what was written; the queue's */
 
     struct text reply;

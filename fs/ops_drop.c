@@ -170,6 +170,7 @@ static int handle_submit(struct daemon *daemon, struct handle *handle, struct qu
     pthread_mutex_lock(&daemon->tree.lock);
     dirty = handle->dirty;
     handle->dirty = false;
+    handle->refusal = 0; /* told already */
     handle->placed = 0;
     pthread_mutex_unlock(&daemon->tree.lock);
     if (!dirty || !drop_name_of(&daemon->drop, handle->fd, name) || !drop_name_is_prompt(name)) {
@@ -259,11 +260,15 @@ static int room_hold(struct daemon *daemon, struct handle *handle, const char *b
 {
     off_t end = offset + (off_t)size;
     size_t length = end < PROMPT_MAX_BYTES ? (size_t)end : PROMPT_MAX_BYTES, count = 1, placed;
-    int code = 0;
+    int code;
 
     pthread_mutex_lock(&daemon->tree.lock);
     placed = handle->placed;
+    code = handle->refusal;
     pthread_mutex_unlock(&daemon->tree.lock);
+    if (code != 0) {
+        return code;
+    }
     if (placed != SIZE_MAX && end <= PROMPT_MAX_BYTES) {
         count = jobs_after(daemon, handle, bytes, size, (size_t)offset);
     }
@@ -276,12 +281,16 @@ static int room_hold(struct daemon *daemon, struct handle *handle, const char *b
                      : code;
 }
 
-/* What could not be written whole is not what was meant: closing makes nothing of it. */
-static void write_refuse(struct daemon *daemon, struct handle *handle)
+/* A prompt that could not be written whole is not what was meant: no more of it is taken, and
+ * closing makes nothing of it. */
+static void write_refuse(struct daemon *daemon, struct handle *handle, int code)
 {
     pthread_mutex_lock(&daemon->tree.lock);
-    handle->dirty = false;
-    handle->placed = 0;
+    if (handle->placed != SIZE_MAX) {
+        handle->dirty = false;
+        handle->refusal = code;
+        handle->placed = 0;
+    }
     pthread_mutex_unlock(&daemon->tree.lock);
     queue_hold_nothing(daemon->queue, &handle->hold);
 }
@@ -289,19 +298,16 @@ static void write_refuse(struct daemon *daemon, struct handle *handle)
 void drop_write(fuse_req_t req, struct handle *handle, const char *bytes, size_t size, off_t offset)
 {
     struct daemon *daemon = daemon_of(req);
-    ssize_t written;
+    ssize_t written = -1;
     int code = room_hold(daemon, handle, bytes, size, offset);
 
-    if (code != 0) {
-        write_refuse(daemon, handle);
-        fuse_reply_err(req, -code);
-        return;
-    }
-    do {
+    while (code == 0 && written < 0) {
         written = pwrite(handle->fd, bytes, size, offset);
-    } while (written < 0 && errno == EINTR);
-    if (written < 0) {
-        fuse_reply_err(req, errno);
+        code = written < 0 && errno != EINTR ? -errno : 0;
+    }
+    if (code != 0) {
+        write_refuse(daemon, handle, code);
+        fuse_reply_err(req, -code);
         return;
     }
     pthread_mutex_lock(&daemon->tree.lock);

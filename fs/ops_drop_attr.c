@@ -116,7 +116,8 @@ static int attr_change(struct daemon *daemon, struct node node, const struct sta
     }
     if (handle != NULL && (to_set & FUSE_SET_ATTR_SIZE) != 0) {
         pthread_mutex_lock(&daemon->tree.lock);
-        handle->dirty = true;
+        handle->refusal = attr->st_size > 0 ? handle->refusal : 0; /* it may begin anew */
+        handle->dirty = handle->refusal == 0;
         pthread_mutex_unlock(&daemon->tree.lock);
     }
     return 0;

@@ -38,12 +38,12 @@ void new_write(fuse_req_t req, struct handle *handle, const char *bytes, size_t 
     struct text copy = {0};
     struct error err = {0};
     size_t length;
-    bool refused, failed;
-    int code = 0;
+    bool failed;
+    int code;
 
     pthread_mutex_lock(&daemon->tree.lock);
-    refused = handle->refused;
-    if (!refused && handle->content.length <= PROMPT_MAX_BYTES) {
+    code = handle->refusal;
+    if (code == 0 && handle->content.length <= PROMPT_MAX_BYTES) {
         text_add(&handle->content, bytes, size);
         /* One byte over the limit is enough for the reason to be told. */
         if (handle->content.length > PROMPT_MAX_BYTES ||
@@ -54,11 +54,9 @@ void new_write(fuse_req_t req, struct handle *handle, const char *bytes, size_t 
     length = handle->content.length;
     failed = copy.failed || handle->content.failed;
     pthread_mutex_unlock(&daemon->tree.lock);
-    if (refused) {
-        code = -EINVAL;
-    } else if (failed) {
+    if (code == 0 && failed) {
         code = -ENOMEM;
-    } else {
+    } else if (code == 0) {
         struct submission submission = submission_of(handle, &copy);
         submission.length = length;
         code = submission_check(daemon, &submission, copy.length > 0, &handle->hold, &err);
@@ -69,7 +67,7 @@ void new_write(fuse_req_t req, struct handle *handle, const char *bytes, size_t 
         return;
     }
     pthread_mutex_lock(&daemon->tree.lock);
-    handle->refused = true;
+    handle->refusal = code;
     content_finish(&handle->content);
     pthread_mutex_unlock(&daemon->tree.lock);
     queue_hold_nothing(daemon->queue, &handle->hold);
@@ -80,7 +78,7 @@ void new_truncate(struct daemon *daemon, struct handle *handle)
 {
     pthread_mutex_lock(&daemon->tree.lock);
     content_clear(&handle->content);
-    handle->refused = false;
+    handle->refusal = 0;
     pthread_mutex_unlock(&daemon->tree.lock);
     queue_hold_nothing(daemon->queue, &handle->hold);
 }
@@ -114,7 +112,7 @@ static int content_commit(struct daemon *daemon, struct handle *handle, struct q
     pthread_mutex_lock(&daemon->tree.lock);
     content = handle->content;
     handle->content = (struct text){0};
-    handle->refused = false; /* told already */
+    handle->refusal = 0; /* told already */
     pthread_mutex_unlock(&daemon->tree.lock);
     if (content.length == 0) {
         content_finish(&content);

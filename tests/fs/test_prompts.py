@@ -335,6 +335,25 @@ class FullQueue(MountTest):
         self.assertEqual(self.put("b.txt"), 0, "the place that it had is free")
         self.assertEqual(self.mount.prompts(), ["first", "fox"])
 
+    def test_the_rest_is_refused_too(self):
+        """A prompt without its middle is none, but may be begun anew."""
+        def write_first_two():
+            fd = os.open(self.mount.at("prompts", "a.txt"), os.O_WRONLY | os.O_CREAT)
+            os.write(fd, b"fox\n")
+            with self.assertRaises(BlockingIOError):
+                os.write(fd, b"--count 2\n")
+            return fd
+        fd = write_first_two()
+        with self.assertRaises(BlockingIOError):
+            os.write(fd, b"in snow\n")
+        os.close(fd)
+        self.assertEqual(self.mount.prompts(), ["first"])
+        fd = write_first_two()
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, b"hare\n", 0)
+        os.close(fd)
+        self.assertEqual(self.mount.prompts(), ["first", "hare"])
+
     def test_rename_of_several(self):
         self.assertEqual(self.put(".hidden", "fox --count 2"), 0)
         with self.assertRaises(BlockingIOError):
