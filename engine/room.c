@@ -19,10 +19,13 @@ static uint64_t larger(uint64_t a, uint64_t b)
 
 uint64_t fixed_bytes(const struct engine *engine)
 {
-    struct arena_stats stats = {.charged = engine->backend->context_bytes};
+    struct arena_stats stats = {0};
 
+    /* What the back end says itself is the worker's. */
     if (engine->arena != NULL)
         arena_stats(engine->arena, &stats);
+    else
+        stats.charged = engine->backend->context_bytes;
     return stats.charged + in_pages(engine, engine->backend->workspace_bytes);
 }
 
