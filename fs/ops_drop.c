@@ -311,7 +311,7 @@ void drop_write(fuse_req_t req, struct handle *handle, const char *bytes, size_t
         return;
     }
     pthread_mutex_lock(&daemon->tree.lock);
-    handle->dirty = true;
+    handle->dirty = handle->refusal == 0; /* of another write meanwhile */
     pthread_mutex_unlock(&daemon->tree.lock);
     fuse_reply_write(req, (size_t)written);
 }
@@ -343,8 +343,8 @@ static size_t rename_jobs(struct daemon *daemon, const char *name, const char *n
     return count;
 }
 
-/* A file that gets the name of a prompt is one, and is made at once, unless someone is still
- * writing to it. A mistake in it can't undo the rename: it is told in status/error. */
+/* A file that gets the name of a prompt is one, and is made at once, as far as it is written. A
+ * mistake in it can't undo the rename: it is told in status/error. */
 void drop_rename(fuse_req_t req, const char *name, const char *new_name, unsigned flags)
 {
     struct daemon *daemon = daemon_of(req);
