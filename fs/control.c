@@ -43,20 +43,31 @@ static int pause_parse(bool *paused, const char *value, struct error *err)
     return error_set(err, EINVAL, "pause: write 1 to pause, 0 to go on");
 }
 
-static int model_parse(char *model, size_t size, const char *value, struct error *err)
+int control_check_model(const char *folder, struct error *err)
 {
     struct stat st;
     char index[MAX_VALUE_BYTES + 32];
 
+    snprintf(index, sizeof index, "%s/model_index.json", folder);
+    if (strlen(folder) > MAX_VALUE_BYTES || stat(folder, &st) != 0 || !S_ISDIR(st.st_mode)) {
+        return error_set(err, EINVAL, "model: %.150s: no such folder", folder);
+    }
+    if (stat(index, &st) != 0) {
+        return error_set(err, EINVAL, "model: %.150s: holds no model_index.json", folder);
+    }
+    return 0;
+}
+
+static int model_parse(char *model, size_t size, const char *value, struct error *err)
+{
     if (value[0] != '/') {
         return error_set(err, EINVAL, "model: give the absolute path of a checkpoint folder");
     }
-    snprintf(index, sizeof index, "%s/model_index.json", value);
-    if (strlen(value) >= size || stat(value, &st) != 0 || !S_ISDIR(st.st_mode)) {
+    if (strlen(value) >= size) {
         return error_set(err, EINVAL, "model: %.150s: no such folder", value);
     }
-    if (stat(index, &st) != 0) {
-        return error_set(err, EINVAL, "model: %.150s: holds no model_index.json", value);
+    if (control_check_model(value, err) != 0) {
+        return -EINVAL;
     }
     memmove(model, value, strlen(value) + 1);
     return 0;

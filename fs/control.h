@@ -69,6 +69,9 @@ int control_set(struct control *control, enum control_key key, const char *bytes
 /* Appends the value and a newline. */
 void control_show(struct control *control, enum control_key key, struct text *text);
 
+/* Whether a folder could hold a checkpoint. EINVAL: there is none, or no model_index.json in it. */
+int control_check_model(const char *folder, struct error *err);
+
 void control_values(struct control *control, struct control_values *values);
 int64_t control_changed_ns(struct control *control, enum control_key key);
 const char *control_key_name(enum control_key key);

@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "fs/control.h"
 #include "fs/handle.h"
 #include "fs/log.h"
 #include "fs/mount.h"
@@ -133,12 +134,29 @@ static void files_limit_raise(void)
     }
 }
 
+/* What is no reason not to mount, but should be seen by whoever types. */
+static void warn(const struct config *config)
+{
+    struct error err;
+
+    if (mount_hides(config->mountpoint)) {
+        log_line(LOG_LEVEL_WARNING, "%s is not empty: what lies there is hidden by the mount",
+                 config->mountpoint);
+    }
+    if (control_check_model(config->model, &err) != 0) {
+        log_line(LOG_LEVEL_WARNING, "%s; prompts wait until it is there", err.text);
+    }
+}
+
 static int run(const struct config *config, struct launch *launch, struct error *err)
 {
     static struct daemon daemon; /* zeroed, and too large for some stacks */
     struct notifier *notifier = NULL;
     int code = mount_prepare(config->mountpoint, err);
 
+    if (code == 0) {
+        warn(config);
+    }
     if (code == 0 && !config->foreground) {
         code = launch_detach(launch, err);
     }

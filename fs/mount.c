@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 #include "fs/mount.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <spawn.h>
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -92,7 +92,8 @@ int mount_prepare(const char *mountpoint, struct error *err)
             return error_set(err, EBUSY, "%s: a mount whose program is gone: fusermount3 -u %s",
                              mountpoint, mountpoint);
         }
-        return error_set(err, errno, "%s: %s", mountpoint, strerror(errno));
+        return error_set(err, errno, "%s: %s%s", mountpoint, strerror(errno),
+                         errno == ENOENT ? "; make it: mkdir -p" : "");
     }
     if (!S_ISDIR(st.st_mode)) {
         return error_set(err, ENOTDIR, "%s: is no directory", mountpoint);
@@ -101,6 +102,21 @@ int mount_prepare(const char *mountpoint, struct error *err)
         return error_set(err, EBUSY, "%s: a fluxfs is mounted here already", mountpoint);
     }
     return 0;
+}
+
+bool mount_hides(const char *mountpoint)
+{
+    DIR *folder = opendir(mountpoint);
+    const struct dirent *entry = NULL;
+    bool found = false;
+
+    while (folder != NULL && !found && (entry = readdir(folder)) != NULL) {
+        found = strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0;
+    }
+    if (folder != NULL) {
+        closedir(folder);
+    }
+    return found;
 }
 
 void mount_notify_systemd(const char *message)

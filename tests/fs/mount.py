@@ -41,6 +41,7 @@ class Mount:
 
     def __init__(self, *options, state=None, environment=None, start=True):
         self.folder = tempfile.mkdtemp(prefix="fluxfs-test-")
+        open(os.path.join(self.folder, "model_index.json"), "w").close()  # enough for the fake engine
         self.state = state or os.path.join(self.folder, "state")
         self.path = os.path.join(self.folder, "mnt")
         os.mkdir(self.path)

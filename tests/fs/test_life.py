@@ -86,6 +86,20 @@ class Life(unittest.TestCase):
         self.assertNotEqual(result.returncode, 0)
         self.assertIn("state", result.stderr)
 
+    @needs("fuser")
+    def test_background_warns(self):
+        """Of what is no reason not to mount."""
+        made = self.make(start=False)
+        open(os.path.join(made.path, "hidden"), "w").close()
+        os.unlink(os.path.join(made.folder, "model_index.json"))
+        result = self.background(made)
+        self.assertEqual((result.returncode, result.stderr),
+                         (0, f"fluxfs: {made.path} is not empty: what lies there is hidden by the mount\n"
+                             f"fluxfs: model: {made.folder}: holds no model_index.json; prompts wait until it is "
+                             "there\n"))
+        self.end_background(made)
+        os.unlink(os.path.join(made.path, "hidden"))
+
     def test_as_mount_8_calls_it(self):
         made = self.make(start=False)
         options = ("rw,noexec,nosuid,nodev,noauto,nofail,user,_netdev,x-systemd.automount,"
