@@ -70,9 +70,18 @@ void config_finish(struct config *config);
 void config_print_help(FILE *out);
 void config_print_version(FILE *out);
 
-/* "12G", "22.3G", "512M", "4096", "auto" (0); powers of 1024, with B or iB after if one likes.
+enum {
+    CONFIG_UNITLESS_MIN = 1 << 20,      /* bytes; a smaller number needs a unit, or is 0 */
+    CONFIG_IMAGES_LIMIT_MIN = 64 << 20, /* bytes; the largest picture takes 48 MiB */
+};
+
+/* "12G", "22.3G", "512M", "4096B", "auto" (0); powers of 1024, with B or iB after if one likes.
+ * A number alone is bytes; one below CONFIG_UNITLESS_MIN, but for 0, is refused: 12 was to be 12G.
  * Failure: EINVAL with the reason. */
 int config_parse_size(uint64_t *bytes, const char *text, struct error *err);
+
+/* The same for images_limit: 0 is no limit, less than CONFIG_IMAGES_LIMIT_MIN is refused. */
+int config_parse_images_limit(uint64_t *bytes, const char *text, struct error *err);
 
 /* The shortest text that config_parse_size takes back exactly ("22.3G" becomes what it stands for
  * in bytes if need be); 0 is "auto". */

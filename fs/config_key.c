@@ -13,7 +13,7 @@
 
 #include "fs/text.h"
 
-enum kind { FLAG, STRING, BACKEND, SIZE, COUNT, MODE, USER, GROUP, LEVEL, PROMPT_VALUE };
+enum kind { FLAG, STRING, BACKEND, SIZE, LIMIT, COUNT, MODE, USER, GROUP, LEVEL, PROMPT_VALUE };
 
 struct key {
     const char *name;
@@ -42,8 +42,8 @@ static const struct key keys[] = {
     {"seed", PROMPT_VALUE, 0, "likewise; random by default"},
     {"count", PROMPT_VALUE, 0, "likewise"},
     {"queue_limit", COUNT, AT(queue_limit), "most jobs that may wait; 0: no limit"},
-    {"images_limit", SIZE, AT(images_limit_bytes),
-     "disk use of images, the oldest go; 0: no limit"},
+    {"images_limit", LIMIT, AT(images_limit_bytes),
+     "disk use of images, 64M or more, the oldest go; 0: no limit"},
     {"uid", USER, AT(uid), "owner of the files shown: a name or number"},
     {"gid", GROUP, AT(gid), "their group"},
     {"umask", MODE, AT(umask), "taken off their modes, octal"},
@@ -165,8 +165,10 @@ static int set_level(enum log_level *field, const struct key *key, const char *v
 static int set_size(uint64_t *field, const struct key *key, const char *value, struct error *err)
 {
     struct error inner;
+    int code = key->kind == LIMIT ? config_parse_images_limit(field, value, &inner)
+                                  : config_parse_size(field, value, &inner);
 
-    if (config_parse_size(field, value, &inner) != 0)
+    if (code != 0)
         return error_set(err, EINVAL, "%s: %s", key->name, inner.text);
     return 0;
 }
@@ -198,6 +200,7 @@ static int key_set(struct config *config, const struct key *key, const char *val
         return value[0] == '\0' ? refuse(err, key, value, "is empty")
                                 : set_string(field, value, err);
     case SIZE:
+    case LIMIT:
         return set_size(field, key, value, err);
     case COUNT:
         return parse_number(field, value, 10) == 0 ? 0 : refuse(err, key, value, "is no count");
@@ -278,9 +281,22 @@ static bool parse_bytes(uint64_t *bytes, const char *text)
     return true;
 }
 
+/* Nobody means so few bytes: 12 was to be 12G. Taken literally it would delete every image. */
+static int check_unit(double value, struct error *err)
+{
+    char number[32];
+
+    if (value <= 0 || value >= CONFIG_UNITLESS_MIN)
+        return 0;
+    snprintf(number, sizeof number, "%.10g", value);
+    return error_set(err, EINVAL, "%s is %s byte%s: write %sG, or %sM", number, number,
+                     value == 1 ? "" : "s", number, number);
+}
+
 int config_parse_size(uint64_t *bytes, const char *text, struct error *err)
 {
     char shown[TEXT_SHOWN_BYTES], *end;
+    uint64_t whole;
     double value;
     int shift;
 
@@ -289,8 +305,12 @@ int config_parse_size(uint64_t *bytes, const char *text, struct error *err)
         return 0;
     }
     /* A plain number is taken to the last byte, which a double might not hold. */
-    if (parse_bytes(bytes, text))
+    if (parse_bytes(&whole, text)) {
+        if (check_unit((double)whole, err) != 0)
+            return -EINVAL;
+        *bytes = whole;
         return 0;
+    }
     value = strtod(text, &end);
     while (*end == ' ')
         end++;
@@ -298,6 +318,8 @@ int config_parse_size(uint64_t *bytes, const char *text, struct error *err)
     if (text[0] < '0' || text[0] > '9' || text[1] == 'x' || text[1] == 'X' || shift < 0)
         return error_set(err, EINVAL, "\"%s\" is no size (try 12G, 22.3G, 512M or auto)",
                          text_show(shown, text));
+    if (*end == '\0' && check_unit(value, err) != 0)
+        return -EINVAL;
     value = ldexp(value, shift);
     if (!(value < 0x1p63))
         return error_set(err, EINVAL, "\"%s\" is more than any machine has",
@@ -306,8 +328,24 @@ int config_parse_size(uint64_t *bytes, const char *text, struct error *err)
     return 0;
 }
 
+int config_parse_images_limit(uint64_t *bytes, const char *text, struct error *err)
+{
+    char shown[TEXT_SHOWN_BYTES];
+    uint64_t limit;
+
+    if (config_parse_size(&limit, text, err) != 0)
+        return -EINVAL;
+    if (limit != 0 && limit < CONFIG_IMAGES_LIMIT_MIN)
+        return error_set(
+            err, EINVAL, "%s is less than %d MiB: write %dM or more, or 0 for no limit",
+            text_show(shown, text), CONFIG_IMAGES_LIMIT_MIN >> 20, CONFIG_IMAGES_LIMIT_MIN >> 20);
+    *bytes = limit;
+    return 0;
+}
+
 void config_format_size(char text[32], uint64_t bytes)
 {
+    bool unitless = bytes >= CONFIG_UNITLESS_MIN;
     int unit = 0;
 
     if (bytes == 0) {
@@ -319,7 +357,7 @@ void config_format_size(char text[32], uint64_t bytes)
         unit++;
     }
     if (unit == 0)
-        snprintf(text, 32, "%" PRIu64, bytes);
+        snprintf(text, 32, "%" PRIu64 "%s", bytes, unitless ? "" : "B");
     else
         snprintf(text, 32, "%" PRIu64 "%c", bytes, size_letters[unit - 1]);
 }

@@ -84,7 +84,7 @@ static int value_parse(struct control_values *values, enum control_key key, cons
             values->images_limit_bytes = 0;
             return 0;
         }
-        return config_parse_size(&values->images_limit_bytes, value, err);
+        return config_parse_images_limit(&values->images_limit_bytes, value, err);
     case CONTROL_PAUSE:
         return pause_parse(&values->paused, value, err);
     case CONTROL_MODEL:

@@ -239,6 +239,12 @@ int gallery_room(struct gallery *gallery, const char *name, uint64_t bytes, stru
     if (limit == 0 || (bytes <= limit && pinned <= limit - bytes)) {
         return 0;
     }
+    if (bytes > limit) {
+        return error_set(err, ENOSPC,
+                         "images_limit: a picture of %llu bytes passes %llu: raise "
+                         "control/images_limit",
+                         (unsigned long long)bytes, (unsigned long long)limit);
+    }
     /* (No name in it, for others may read it.) */
     return error_set(
         err, ENOSPC,

@@ -11,6 +11,7 @@
 int threshold_parse(struct threshold *threshold, const char *bytes, size_t size, struct error *err)
 {
     struct threshold parsed = {0};
+    struct error inner;
     char value[32], *end;
 
     while (size > 0 && strchr(" \t\r\n", bytes[size - 1]) != NULL) {
@@ -25,8 +26,8 @@ int threshold_parse(struct threshold *threshold, const char *bytes, size_t size,
     parsed.percent = strtod(value, &end);
     if (end == value || strcmp(end, "%") != 0) {
         parsed.percent = 0;
-        if (config_parse_size(&parsed.bytes, value, err) != 0) {
-            return err->code;
+        if (config_parse_size(&parsed.bytes, value, &inner) != 0) {
+            return error_set(err, EINVAL, "%s; or per cent: 85%%", inner.text);
         }
     }
     if (parsed.bytes == 0 && !(parsed.percent > 0 && parsed.percent <= 100)) {

@@ -26,7 +26,8 @@ class Control(MountTest):
 
     def test_bad_values_are_refused_by_write(self):
         for key, value in (("steps", "0"), ("steps", "x"), ("steps", "1001"), ("guidance", "nan"), ("width", "100"),
-                           ("vram_budget", "12Q"), ("vram_budget", "1M"), ("pause", "maybe"), ("model", "/nowhere"),
+                           ("vram_budget", "12Q"), ("vram_budget", "1M"), ("vram_budget", "12"), ("images_limit", "12"),
+                           ("images_limit", "63M"), ("pause", "maybe"), ("model", "/nowhere"),
                            ("model", "relative"), ("seed", "-2"), ("steps", ""), ("steps", "\n"), ("steps", "3\n4\n")):
             if not value:
                 continue
@@ -36,6 +37,19 @@ class Control(MountTest):
             self.assertEqual(caught.exception.errno, errno.EINVAL)
             self.assertEqual(self.mount.read("control", key), before)
             self.assertIn(key, self.mount.read("status", "error"))
+
+    def test_images_limit_takes_no_picture_by_mistake(self):
+        job = self.mount.paint("a fox\n")
+        for value, why in (("12", "12 is 12 bytes: write 12G, or 12M"),
+                           ("1K", "1K is less than 64 MiB: write 64M or more, or 0 for no limit")):
+            said = self.mount.shell(f"echo {value} > mnt/control/images_limit")
+            self.assertNotEqual(said.returncode, 0)
+            self.assertIn("Invalid argument", said.stderr)
+            self.assertIn(f"images_limit: {why}", self.mount.read("status", "error"))
+            self.assertTrue(os.path.exists(self.mount.at("images", self.mount.image(job))))
+        for value, shown in (("64M", "64M\n"), ("0", "none\n")):
+            self.mount.write(value, "control", "images_limit")
+            self.assertEqual(self.mount.read("control", "images_limit"), shown)
 
     def test_values_outlive_the_daemon(self):
         for key, value in (("steps", "9"), ("guidance", "1.25"), ("vram_budget", "100M"), ("pause", "1"),

@@ -11,6 +11,22 @@ from mount import Mount, MountTest, needs, run, wait_for
 from png_text import parameters
 
 
+BALLAST = "ballast.png"
+
+
+def add_ballast(mount):
+    """A pinned image as large as images_limit must be at least: what is over is left to the others.
+    Returns its bytes on the disk."""
+    mount.stop()
+    path = os.path.join(mount.state, "images", BALLAST)
+    with open(path, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 64 << 20)
+    os.utime(path, (0, 0))
+    os.chmod(path, 0o1444)
+    mount.start()
+    return 512 * os.stat(path).st_blocks
+
+
 class Images(MountTest):
     environment = {"FLUXFS_FAKE_BLOCK_US": "0"}
 
@@ -121,10 +137,11 @@ class Images(MountTest):
 
     @needs("inotifywait")
     def test_inotify_sees_images_that_the_limit_takes(self):
+        add_ballast(self.mount)
         watcher = self.watch()
         for seed in range(3):
             self.mount.paint(f"fox --size 512x512 --seed {seed}\n")
-        self.mount.write("1K\n", "control", "images_limit")
+        self.mount.write("64M\n", "control", "images_limit")
         self.read_until(watcher, "DELETE 0001-fox.png")
 
     def test_works_without_the_notifier(self):
@@ -157,7 +174,7 @@ class Pinned(MountTest):
     environment = {"FLUXFS_FAKE_BLOCK_US": "0"}
 
     def names(self):
-        return sorted(set(os.listdir(self.mount.at("images"))) - {"latest.png"})
+        return sorted(set(os.listdir(self.mount.at("images"))) - {"latest.png", BALLAST})
 
     def pin(self, name, how="+t"):
         self.mount.shell(f"chmod {how} mnt/images/{name}", check=True)
@@ -173,9 +190,10 @@ class Pinned(MountTest):
             file.write(text)
 
     def test_limit(self):
+        ballast = add_ballast(self.mount)
         for word in ("one", "two", "three"):
             self.mount.paint(f"{word} --size 256x256\n")
-        full = sum(512 * os.stat(self.mount.at("images", name)).st_blocks for name in self.names())
+        full = ballast + sum(512 * os.stat(self.mount.at("images", name)).st_blocks for name in self.names())
         self.mount.write(f"{full}\n", "control", "images_limit")
         self.pin("0001-one.png")
         self.mount.paint("four --size 256x256\n")
@@ -203,7 +221,7 @@ class Pinned(MountTest):
         # They stay pinned in the next life too.
         self.mount.stop()
         self.mount.start()
-        self.mount.write("1\n", "control", "images_limit")
+        self.mount.write("64M\n", "control", "images_limit")
         self.assertEqual(self.names(), ["0001-one.png", "0004-four.png"])
 
 

@@ -64,7 +64,9 @@ class Plan(unittest.TestCase):
         self.plan(f"--model={CONFIGS}", *CARD, f"--vram-budget={least[1]}")
         for words, why in ((["--vram=24G", "--link=25"], "all three"),
                            (["--link=0"], "--link: \"0\""), (["--tflops=x"], "--tflops: \"x\""),
-                           (["--vram=1Q"], "--vram: \"1Q\""), (["--jobs=2.5"], "--jobs"),
+                           (["--vram=1Q"], "--vram: \"1Q\""),
+                           (["--vram=24"], "--vram: 24 is 24 bytes: write 24G, or 24M"),
+                           (["--vram-budget=12"], "12 is 12 bytes: write 12G"), (["--jobs=2.5"], "--jobs"),
                            (["--jobs"], "missing"), (["--jobs=0"], "--jobs"),
                            (["--size=1000000"], "size"), (["--steps=0"], "steps"),
                            (["/mnt"], "/mnt"), (["--model=/nowhere"], "/nowhere"),

@@ -219,9 +219,10 @@ class Status(MountTest):
         self.mount.prompt("a fox\n")
         self.assertEqual([event & select.POLLPRI for _, event in poller.poll(PATIENCE_MS)], [select.POLLPRI])
         self.assertEqual(poller.poll(50), [])  # told once for each crossing
-        for text in (b"0%", b"101%", b"x", b"1T"):
+        for text in (b"0%", b"101%", b"x", b"1T", b"85"):
             with self.assertRaises(OSError):
                 os.write(fd, text)
+        self.assertIn("85 is 85 bytes: write 85G, or 85M; or per cent: 85%", self.mount.read("status", "error"))
         os.close(fd)
 
     def test_thresholds(self):

@@ -117,6 +117,9 @@ static void test_plan(void)
     config_finish(&config);
     EXPECT(LOAD(&config, "--plan", "/mnt") == -EINVAL && strstr(err.text, "/mnt") != NULL);
     EXPECT(LOAD(&config, "--vram=1G", "/mnt") == -EINVAL && strstr(err.text, "vram") != NULL);
+    EXPECT(LOAD(&config, "--plan", "--vram", "24") == -EINVAL &&
+               strcmp(err.text, "--vram: 24 is 24 bytes: write 24G, or 24M") == 0,
+           "%s", err.text);
     EXPECT(LOAD(&config, "--plan", "--jobs=1e9") == -EINVAL);
 }
 
@@ -154,15 +157,21 @@ static void test_sizes(void)
         const char *text;
         uint64_t bytes;
         const char *back;
-    } sizes[] = {{"4096", 4096, "4K"},
+    } sizes[] = {{"4096B", 4096, "4K"},
                  {"12G", 12ull << 30, "12G"},
                  {"12GiB", 12ull << 30, "12G"},
-                 {"1.5k", 1536, "1536"},
+                 {"1.5k", 1536, "1536B"},
+                 {"1 B", 1, "1B"},
+                 {"0", 0, "auto"},
+                 {"1048575B", 1048575, "1048575B"},
+                 {"1048576", 1 << 20, "1M"},
+                 {"1048577", (1 << 20) + 1, "1048577"},
                  {"22.3G", 23944442675, "23944442675"},
                  {"9223372036854775807", INT64_MAX, "9223372036854775807"},
                  {"auto", 0, "auto"},
                  {"2 MB", 2 << 20, "2M"}};
-    static const char *const bad[] = {"", "G", "-1G", "1e30G", "12Q", "0x10", "nan", "12GG", "inf"};
+    static const char *const bad[] = {"",     "G",   "-1G", "1e30G",   "12Q", "0x10", "nan",
+                                      "12GG", "inf", "12",  "1048575", "0.5", "1e3",  "12 "};
     char text[32];
     uint64_t bytes;
 
@@ -174,6 +183,44 @@ static void test_sizes(void)
     }
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         EXPECT(config_parse_size(&bytes, bad[i], &err) == -EINVAL, "%s", bad[i]);
+}
+
+static void test_sizes_without_unit(void)
+{
+    static const struct {
+        const char *text, *why;
+    } refused[] = {{"12", "12 is 12 bytes: write 12G, or 12M"},
+                   {"1", "1 is 1 byte: write 1G, or 1M"},
+                   {"1048575", "1048575 is 1048575 bytes: write 1048575G, or 1048575M"},
+                   {"22.5", "22.5 is 22.5 bytes: write 22.5G, or 22.5M"}};
+    uint64_t bytes;
+
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        EXPECT(config_parse_size(&bytes, refused[i].text, &err) == -EINVAL &&
+                   strcmp(err.text, refused[i].why) == 0,
+               "%s: %s", refused[i].text, err.text);
+    }
+    expect_refused("[fluxfs]\nvram_budget = 12\n", ":2: vram_budget: 12 is 12 bytes: write 12G",
+                   NULL);
+    expect_refused("", "--images_limit: 12 is 12 bytes: write 12G", "--images-limit=12");
+}
+
+static void test_images_limit(void)
+{
+    struct config config;
+    uint64_t bytes;
+
+    EXPECT(config_parse_images_limit(&bytes, "64M", &err) == 0 && bytes == 64 << 20);
+    EXPECT(config_parse_images_limit(&bytes, "0", &err) == 0 && bytes == 0);
+    EXPECT(config_parse_images_limit(&bytes, "67108863", &err) == -EINVAL);
+    expect_refused("[fluxfs]\nimages_limit = 63M\n",
+                   "images_limit: 63M is less than 64 MiB: write 64M or more, or 0 for no limit",
+                   NULL);
+    expect_refused("", "-o images_limit: 1K is less than 64 MiB", "-oimages_limit=1K");
+    write_ini("[fluxfs]\nimages_limit = 64M\n");
+    EXPECT(LOAD(&config, "--images-limit=0", "--model=/x", "/m") == 0 &&
+           config.images_limit_bytes == 0);
+    config_finish(&config);
 }
 
 /* As they are shown, and what a refusal says is needed: that is enough, and no more than it must
@@ -222,6 +269,8 @@ int main(void)
     test_plan();
     test_refusals();
     test_sizes();
+    test_sizes_without_unit();
+    test_images_limit();
     test_sizes_shown();
     unlink(ini);
     rmdir(folder);

@@ -232,6 +232,10 @@ static void test_limit(void)
     EXPECT(store("6.png", &err) == 0 && !on_disk("3.png") && on_disk("6.png"));
     EXPECT(gallery_set_limit(gallery, DISK_BYTES, &err) == 0 && !on_disk("6.png") &&
            on_disk("1.png"));
+    /* More than the limit by itself: no pin is in its way. */
+    EXPECT(gallery_set_limit(gallery, 1000, &err) == 0 && store("7.png", &err) == -ENOSPC);
+    EXPECT(strstr(err.text, "a picture of ") != NULL && strstr(err.text, "unpin") == NULL, "%s",
+           err.text);
     EXPECT(gallery_set_limit(gallery, 0, &err) == 0 && store("7.png", &err) == 0 &&
            on_disk("7.png"));
     EXPECT(strcmp(events,
