@@ -273,6 +273,8 @@ static int apply_option(struct config *config, struct arguments *found, int argc
         if (result != 0)
             return result < 0 ? result : 0;
     }
+    if (config_plan_has(word))
+        return error_set(err, EINVAL, "%.*s: only --plan takes it", (int)strcspn(word, "="), word);
     if (strncmp(word, "--", 2) == 0 && word[2] != '\0')
         return apply_long(config, argc, argv, i, err);
     return error_set(err, EINVAL, "%.60s: unknown option; see fluxfs --help", word);

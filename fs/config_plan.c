@@ -47,23 +47,36 @@ static int read_value(struct config_plan *plan, const char *name, const char *va
     return 0;
 }
 
+/* The option's name without dashes and value; NULL if it is none of ours. */
+static const char *find_name(const char *option)
+{
+    static const char *const names[] = {"vram", "link", "tflops", "bandwidth", "jobs"};
+    size_t length;
+
+    if (strncmp(option, "--", 2) != 0)
+        return NULL;
+    length = strcspn(option + 2, "=");
+    for (size_t n = 0; n < sizeof names / sizeof *names; n++)
+        if (strlen(names[n]) == length && strncmp(option + 2, names[n], length) == 0)
+            return names[n];
+    return NULL;
+}
+
+bool config_plan_has(const char *option)
+{
+    return find_name(option) != NULL;
+}
+
 int config_plan_option(struct config_plan *plan, int argc, char *const argv[], int *i,
                        struct error *err)
 {
-    static const char *const names[] = {"vram", "link", "tflops", "bandwidth", "jobs"};
-    const char *word = argv[*i] + 2;
-    size_t length = strcspn(word, "=");
+    const char *name = find_name(argv[*i]), *value;
 
-    for (size_t n = 0; n < sizeof names / sizeof *names; n++) {
-        const char *value = word + length + 1;
-
-        if (strlen(names[n]) != length || strncmp(word, names[n], length) != 0)
-            continue;
-        if (word[length] == '\0' && *i + 1 >= argc)
-            return error_set(err, EINVAL, "--%s: its value is missing", names[n]);
-        if (word[length] == '\0')
-            value = argv[++*i];
-        return read_value(plan, names[n], value, err) != 0 ? err->code : 1;
-    }
-    return 0;
+    if (name == NULL)
+        return 0;
+    value = strchr(argv[*i], '=');
+    if (value == NULL && *i + 1 >= argc)
+        return error_set(err, EINVAL, "--%s: its value is missing", name);
+    value = value != NULL ? value + 1 : argv[++*i];
+    return read_value(plan, name, value, err) != 0 ? err->code : 1;
 }

@@ -10,4 +10,7 @@
 int config_plan_option(struct config_plan *plan, int argc, char *const argv[], int *i,
                        struct error *err);
 
+/* Is this option, "--vram=24G" or "--vram", one of them? */
+bool config_plan_has(const char *option);
+
 #endif

@@ -78,7 +78,7 @@ class Plan(unittest.TestCase):
         result = subprocess.run([FLUXFS, "--config=/dev/null", "--vram=24G", "/nowhere"], text=True,
                                 capture_output=True, timeout=PATIENCE)
         self.assertNotEqual(result.returncode, 0)
-        self.assertIn("vram", result.stderr)
+        self.assertIn("--vram: only --plan takes it", result.stderr)
 
 
 if __name__ == "__main__":

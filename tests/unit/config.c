@@ -117,6 +117,8 @@ static void test_plan(void)
     config_finish(&config);
     EXPECT(LOAD(&config, "--plan", "/mnt") == -EINVAL && strstr(err.text, "/mnt") != NULL);
     EXPECT(LOAD(&config, "--vram=1G", "/mnt") == -EINVAL && strstr(err.text, "vram") != NULL);
+    expect_refused("", "--vram: only --plan takes it", "--vram=1G");
+    expect_refused("", "--jobs: only --plan takes it", "--jobs");
     EXPECT(LOAD(&config, "--plan", "--vram", "24") == -EINVAL &&
                strcmp(err.text, "--vram: 24 is 24 bytes: write 24G, or 24M") == 0,
            "%s", err.text);
