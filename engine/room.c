@@ -124,7 +124,7 @@ uint64_t denoise_most(const struct engine *engine, const struct image *other)
  * last. */
 static double step_s(const struct engine *engine, int count)
 {
-    uint64_t states = 0, most = context_later(engine);
+    uint64_t states = 0, taken = context_later(engine);
     uint64_t room = engine_room(engine) + states_bytes(engine), step = 0;
     const struct image *last = NULL;
     int active = 0;
@@ -139,9 +139,9 @@ static double step_s(const struct engine *engine, int count)
     }
     if (last == NULL)
         return 1.0 / count; /* nobody knows how large they will be */
-    most += step + states + (uint64_t)(count - active) * in_pages(engine, last->needs.state);
+    taken += step + states + (uint64_t)(count - active) * in_pages(engine, last->needs.state);
     return offload_period(&engine->offload, &engine->transformer.step,
-                          room > most ? room - most : 0,
+                          room > taken ? room - taken : 0,
                           (double)(count * last->branch_count) / (double)engine->lanes) /
            count;
 }
