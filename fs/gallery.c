@@ -241,16 +241,15 @@ int gallery_room(struct gallery *gallery, const char *name, uint64_t bytes, stru
     }
     if (bytes > limit) {
         return error_set(err, ENOSPC,
-                         "images_limit: a picture of %llu bytes passes %llu: raise "
-                         "control/images_limit",
-                         (unsigned long long)bytes, (unsigned long long)limit);
+                         "images_limit: a picture of %s passes %s: raise control/images_limit",
+                         size_shown(bytes).text, size_shown(limit).text);
     }
     /* (No name in it, for others may read it.) */
     return error_set(
         err, ENOSPC,
-        "images_limit: %llu bytes of pinned images and %llu more pass %llu: unpin some "
-        "(chmod -t), or raise control/images_limit",
-        (unsigned long long)pinned, (unsigned long long)bytes, (unsigned long long)limit);
+        "images_limit: %s of pinned images and %s more pass %s: unpin some (chmod -t), or raise "
+        "control/images_limit",
+        size_shown(pinned).text, size_shown(bytes).text, size_shown(limit).text);
 }
 
 /* Notes a file just written as the newest image. */
