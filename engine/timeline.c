@@ -122,8 +122,11 @@ static uint64_t block_end(struct timeline *t)
 
 void timeline_begin(struct timeline *t, const char *kind)
 {
-    uint64_t now = block_end(t);
+    uint64_t now;
 
+    if (t->off)
+        return;
+    now = block_end(t);
     while (t->next - t->first >= TIMELINE_AHEAD)
         settle_oldest(t);
     *block_at(t, t->next++) = (struct timeline_block){.kind = kind, .begun = now};
@@ -132,12 +135,13 @@ void timeline_begin(struct timeline *t, const char *kind)
 
 void timeline_ready(struct timeline *t)
 {
-    block_at(t, t->next - 1)->ready = mark(t, STREAM_COMPUTE);
+    if (!t->off)
+        block_at(t, t->next - 1)->ready = mark(t, STREAM_COMPUTE);
 }
 
 void timeline_copy_begin(struct timeline *t, size_t ahead, uint64_t bytes)
 {
-    if (t == NULL || t->copy_count == TIMELINE_COPIES)
+    if (t == NULL || t->off || t->copy_count == TIMELINE_COPIES)
         return;
     t->copies[t->copy_count++] = (struct timeline_copy){
         .number = ++t->copies_timed,
@@ -161,7 +165,7 @@ uint64_t timeline_copy_end(struct timeline *t)
 
 void timeline_wait(struct timeline *t, uint64_t end)
 {
-    for (size_t i = 0; t != NULL && i < t->copy_count; i++) {
+    for (size_t i = 0; t != NULL && !t->off && i < t->copy_count; i++) {
         struct timeline_copy *copy = &t->copies[i];
 
         if (copy->waited == UINT64_MAX && copy->done != 0 && copy->number <= end)

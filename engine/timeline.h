@@ -72,6 +72,8 @@ struct timeline {
     struct timeline_sums sums;
     struct timeline_kind kinds[TIMELINE_KINDS];
     struct timeline_watcher watcher;
+    bool off; /* set between two rounds: nothing is marked and no sum grows, which shows what marks
+                 cost */
     uint64_t clock_mark; /* the watcher's: where the block settled last began, … */
     double clock_s;      /* … and when that was */
 };

@@ -11,6 +11,8 @@
  * step)
  * trace=1 (a row for each block of the last run's last two steps: what computed, waited and was
  * copied when)
+ * timeline=on|off|turns (off: no marks, hence no figures of computing, waiting and copying; turns:
+ * so in every second run)
  * json=1 (a line of JSON for each run and one for the end)  latents=FILE (fp32, of the last run)
  */
 #include <errno.h>
@@ -24,7 +26,7 @@
 enum { MOST_JOBS = 64 };
 
 struct options {
-    const char *model, *backend, *modules, *latents;
+    const char *model, *backend, *modules, *latents, *timeline;
     int width, height, steps, runs, threads, budget_mb, same, json, jobs, trace;
 };
 
@@ -48,7 +50,7 @@ static bool read_option(struct options *o, const char *argument)
         {"runs", &o->runs, NULL},           {"threads", &o->threads, NULL},
         {"budget_mb", &o->budget_mb, NULL}, {"same", &o->same, NULL},
         {"json", &o->json, NULL},           {"jobs", &o->jobs, NULL},
-        {"trace", &o->trace, NULL},
+        {"trace", &o->trace, NULL},         {"timeline", NULL, &o->timeline},
     };
     const char *value;
 
@@ -66,12 +68,23 @@ static bool read_option(struct options *o, const char *argument)
     return false;
 }
 
+static bool has_timeline(const struct options *o, int run)
+{
+    return strcmp(o->timeline, "on") == 0 || (strcmp(o->timeline, "turns") == 0 && run % 2 == 0);
+}
+
+static bool timeline_known(const struct options *o)
+{
+    return has_timeline(o, 0) || strcmp(o->timeline, "off") == 0;
+}
+
 static bool read_options(struct options *o, int argc, char **argv)
 {
     int *const places[] = {&o->width, &o->steps, &o->runs, &o->threads, &o->budget_mb};
     size_t place = 0;
 
-    *o = (struct options){.backend = "cpu", .width = 256, .steps = 20, .runs = 4, .jobs = 1};
+    *o = (struct options){
+        .backend = "cpu", .timeline = "on", .width = 256, .steps = 20, .runs = 4, .jobs = 1};
     if (argc < 2)
         return false;
     o->model = argv[1];
@@ -87,23 +100,33 @@ static bool read_options(struct options *o, int argc, char **argv)
     }
     if (o->height == 0)
         o->height = o->width;
-    return o->jobs >= 1 && o->jobs <= MOST_JOBS;
+    return o->jobs >= 1 && o->jobs <= MOST_JOBS && timeline_known(o);
 }
 
-static void print_run(const struct options *o, int run, double wall_s, const struct image_timing *t,
-                      uint64_t pinned_bytes)
+/* What a run took. */
+struct run {
+    double wall_s;
+    struct image_timing timing;
+    uint64_t marks; /* of the timeline, in steps */
+    uint64_t pinned_bytes;
+};
+
+static void print_run(const struct options *o, int number, const struct run *run)
 {
+    const struct image_timing *t = &run->timing;
+
     if (o->json)
         printf("{\"run\": %d, \"wall_s\": %.4f, \"text_s\": %.4f, \"condition_s\": %.4f, "
                "\"step_s\": %.5f, \"decode_s\": %.4f, \"compute_s\": %.4f, \"copy_s\": %.4f, "
-               "\"wait_s\": %.4f, \"pinned_bytes\": %llu}\n",
-               run, wall_s, t->text_s, t->condition_s, t->step_s, t->decode_s, t->compute_s,
-               t->copy_s, t->wait_s, (unsigned long long)pinned_bytes);
+               "\"wait_s\": %.4f, \"pinned_bytes\": %llu, \"step_marks\": %llu}\n",
+               number, run->wall_s, t->text_s, t->condition_s, t->step_s, t->decode_s, t->compute_s,
+               t->copy_s, t->wait_s, (unsigned long long)run->pinned_bytes,
+               (unsigned long long)run->marks);
     else
         printf("%7.3f s: text %.3f, conditions %.3f, %d steps %.3f (%.1f ms each), decoding %.3f; "
                "computing %.3f, waiting for weights %.3f, copying them %.3f, %.1f GB pinned\n",
-               wall_s, t->text_s, t->condition_s, o->steps, t->denoise_s, t->step_s * 1e3,
-               t->decode_s, t->compute_s, t->wait_s, t->copy_s, (double)pinned_bytes / 1e9);
+               run->wall_s, t->text_s, t->condition_s, o->steps, t->denoise_s, t->step_s * 1e3,
+               t->decode_s, t->compute_s, t->wait_s, t->copy_s, (double)run->pinned_bytes / 1e9);
     fflush(stdout);
 }
 
@@ -190,21 +213,24 @@ static void batch_finish(struct batch *batch, struct error *err)
     }
 }
 
-static int paint(struct engine *engine, const struct options *o, int run, struct steps *steps,
+static int paint(struct engine *engine, const struct options *o, int number, struct steps *steps,
                  struct error *err)
 {
     struct batch batch = {0};
-    bool last = run + 1 == o->runs, saved = false;
+    bool last = number + 1 == o->runs, saved = false;
     double start = engine_now(engine), stepping_s = 0;
-    struct image_timing t = {0};
+    struct run run = {0};
 
     while (err->code == 0 &&
            (batch.started < o->jobs || images_active(batch.images, batch.started) > 0)) {
         double before = engine_now(engine);
+        uint64_t marks = engine->timeline.marks;
 
-        steps->on = batch.started > 0 && is_traced(o, run, batch.images[0]);
-        if (advance(engine, o, run, &batch, err) > 0)
+        steps->on = batch.started > 0 && is_traced(o, number, batch.images[0]);
+        if (advance(engine, o, number, &batch, err) > 0) {
             stepping_s += engine_now(engine) - before;
+            run.marks += engine->timeline.marks - marks;
+        }
         if (o->latents != NULL && last && !saved && err->code == 0 &&
             batch.images[0]->step == o->steps) {
             saved = true;
@@ -212,15 +238,16 @@ static int paint(struct engine *engine, const struct options *o, int run, struct
         }
     }
     if (batch.started > 0)
-        image_timing(batch.images[0], &t);
+        image_timing(batch.images[0], &run.timing);
     if (o->jobs > 1) {
-        t.step_s = stepping_s / ((double)o->steps * o->jobs);
+        run.timing.step_s = stepping_s / ((double)o->steps * o->jobs);
         if (!o->json)
             printf("%d jobs, %d of them at once: ", o->jobs, batch.at_once);
     }
+    run.wall_s = engine_now(engine) - start;
+    run.pinned_bytes = engine->backend->ops->pinned_bytes(engine->backend);
     if (err->code == 0)
-        print_run(o, run, engine_now(engine) - start, &t,
-                  engine->backend->ops->pinned_bytes(engine->backend));
+        print_run(o, number, &run);
     batch_finish(&batch, err);
     return err->code;
 }
@@ -294,8 +321,10 @@ int main(int argc, char **argv)
     if (!o.json)
         printf("%s on %s, opened in %.3f s\n", o.model, engine_info(engine)->device_name, opened_s);
     engine->timeline.watcher = (struct timeline_watcher){&steps, o.trace ? steps_settled : NULL};
-    for (int run = 0; err.code == 0 && run < o.runs; run++)
+    for (int run = 0; err.code == 0 && run < o.runs; run++) {
+        engine->timeline.off = !has_timeline(&o, run);
         paint(engine, &o, run, &steps, &err);
+    }
     if (o.trace)
         steps_print(&steps);
     print_end(&o, engine, opened_s);

@@ -258,6 +258,29 @@ static void test_changing_budget(const char *model, const uint8_t *expected, uin
     engine_close(engine);
 }
 
+/* The timeline is there for figures only: without it nothing is marked, and all else is the same.
+ */
+static void test_timeline_off(const char *model, const uint8_t *expected, uint64_t budget)
+{
+    struct engine *engine = open_engine(model, budget);
+    const struct timeline *timeline = &engine->timeline;
+
+    for (int i = 0; i < 4; i++) {
+        uint64_t marks = timeline->marks;
+        struct timeline_sums sums = timeline->sums;
+        uint8_t *pixels;
+
+        engine->timeline.off = i % 2 == 0;
+        pixels = paint(engine, &request);
+        EXPECT(same(&request, pixels, expected), "picture %d: %s", i, err.text);
+        EXPECT((timeline->marks == marks) == timeline->off);
+        EXPECT((timeline->sums.compute_s == sums.compute_s) == timeline->off);
+        EXPECT((timeline->sums.copy_s == sums.copy_s) == timeline->off);
+        free(pixels);
+    }
+    engine_close(engine);
+}
+
 /* An idle engine keeps weights alone, and a budget set then takes effect without a picture. */
 static void test_idle(struct engine *engine)
 {
@@ -335,6 +358,7 @@ int main(int argc, char **argv)
     EXPECT(least <= 9100000, "%.2f MB", (double)least * 1e-6);
     test_budgets(argv[1], &request, expected, least, 8);
     test_changing_budget(argv[1], expected, least);
+    test_timeline_off(argv[1], expected, least);
     least = test_least(argv[1], &full, expected_full, smallest);
     EXPECT(least <= 16400000, "%.2f MB", (double)least * 1e-6);
     test_budgets(argv[1], &full, expected_full, least, 3);

@@ -166,6 +166,28 @@ static void test_watcher(void)
     EXPECT(fabs(seen.last_s - (device.now[STREAM_COMPUTE] - 100)) < 1e-9, "idle time counts");
 }
 
+/* Switched off it marks nothing, whatever was under way, and goes on where it was. */
+static void test_off(void)
+{
+    struct device device = {.base.ops = &device_ops};
+    struct timeline_sums before;
+    struct timeline t;
+    uint64_t marks;
+
+    timeline_init(&t, &device.base);
+    run(&device, &t, 1);
+    before = t.sums;
+    marks = device.count;
+    t.off = true;
+    run(&device, &t, 1);
+    EXPECT(device.count == marks && t.sums.compute_s == before.compute_s);
+    EXPECT(t.sums.wait_s == before.wait_s && t.sums.copy_s == before.copy_s);
+    t.off = false;
+    run(&device, &t, 2);
+    EXPECT(fabs(t.sums.compute_s - 3 * before.compute_s) < 1e-9);
+    EXPECT(t.sums.copy_bytes > 2 * before.copy_bytes && device.unsettled == 0);
+}
+
 /* A block that failed, and everything that was under way, is forgotten. */
 static void test_drop(void)
 {
@@ -260,6 +282,7 @@ int main(void)
 {
     test_sums();
     test_watcher();
+    test_off();
     test_drop();
     test_early_copy();
     test_limits();
