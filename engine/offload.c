@@ -82,13 +82,16 @@ uint64_t offload_present_bytes(const struct offload *offload)
     return bytes;
 }
 
-/* Drops blocks of one list, the last first, until enough is freed. */
+/* Drops blocks of one list, those first whose turn comes last, until enough is freed; of the pass
+ * those that are planned to stay only if `planned`. */
 static uint64_t list_evict(struct offload *offload, const struct block_list *list, bool planned,
                            uint64_t needed)
 {
+    size_t count = list->count, next = list == offload->pass ? offload->turn : 0;
     uint64_t freed = 0;
 
-    for (size_t i = list->count; i-- > 0 && freed < needed;) {
+    for (size_t n = 1; n <= count && freed < needed; n++) {
+        size_t i = (next + count - n) % count;
         struct block *block = list->blocks[i];
 
         if (block->memory == NULL || block == offload->in_use || in_ring(offload, block))
@@ -110,10 +113,7 @@ bool offload_evict(void *owner, uint64_t needed)
     uint64_t freed = 0;
 
     for (size_t l = 0; l < offload->list_count && freed < needed; l++)
-        if (offload->lists[l] != offload->pass)
-            freed += list_evict(offload, offload->lists[l], true, needed - freed);
-    if (offload->pass != NULL && freed < needed)
-        freed += list_evict(offload, offload->pass, false, needed - freed);
+        freed += list_evict(offload, offload->lists[l], false, needed - freed);
     if (offload->pass != NULL && freed < needed && !offload->spare_planned)
         freed += list_evict(offload, offload->pass, true, needed - freed);
     return freed > 0;
@@ -354,6 +354,7 @@ int offload_begin(struct offload *offload, struct block_list *list, uint64_t roo
     if (result != 0)
         return result;
     offload->pass = list;
+    offload->turn = 0;
     offload->component = offload->components[list_number(offload, list)];
     for (size_t i = 0; i < list->count; i++) {
         offload->stays[i] = offload->resident[i] || list->blocks[i]->memory != NULL;

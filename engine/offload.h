@@ -56,7 +56,8 @@ struct offload {
     struct offload_stats stats;
 };
 
-/* All passes' lists must be added before the first pass; the lists are borrowed. */
+/* All passes' lists must be added before the first pass, in the order in which their blocks may go:
+ * the one that runs most often last. The lists are borrowed. */
 void offload_init(struct offload *offload, struct backend *backend, struct arena *arena,
                   struct timeline *timeline);
 void offload_add(struct offload *offload, struct block_list *list, int component);

@@ -200,7 +200,8 @@ static void test_little(const char *configs)
     free(f.map);
 }
 
-/* Where the steps' weights stay and the text encoders' do not, prompts that wait share these. */
+/* Where the steps' weights stay and the text encoders' do not, prompts that wait share these, and
+ * no step waits for weights that other passes drove out. */
 static void test_prompts(const char *configs)
 {
     struct engine_forecast f;
@@ -209,6 +210,7 @@ static void test_prompts(const char *configs)
         return;
     EXPECT(f.together == 1 && f.together_s < f.picture_s - 0.5 * f.text_s,
            "%g s each, %g alone, of which %g for the text", f.together_s, f.picture_s, f.text_s);
+    EXPECT(f.denoise_s < square.steps * f.step_s + 1e-4, "%g s, %g a step", f.denoise_s, f.step_s);
     free(f.map);
 }
 

@@ -351,11 +351,21 @@ static void test_wrap(void)
     list_destroy(&list);
 }
 
-/* Memory for others drives out blocks of other lists first, then those of this pass, never the one
- * in use. */
+/* Blocks that a pass keeps of a list that comes before another, and has no room for any more. */
+static void run_shrinking(struct rig *rig, struct fake_list *list, struct fake_list *last)
+{
+    for (uint64_t room = 6; room >= 2; room--) {
+        EXPECT(begin(rig, list, room * EVEN_BYTES) == 0 && run_pass(rig, list, false) == 0);
+        EXPECT(room == 6 || block_list_present_bytes(&last->list) == list_bytes(last),
+               "room %d: the last list gave way", (int)room);
+        EXPECT(begin(rig, last, list_bytes(last)) == 0 && run_pass(rig, last, true) == 0);
+    }
+}
+
+/* Memory for others drives out other lists' blocks, then this pass's, never the one in use. */
 static void test_eviction(void)
 {
-    struct arena_request big = {.bytes = 8 * EVEN_BYTES};
+    struct arena_request big = {.bytes = 3 * EVEN_BYTES};
     struct fake_list list, other;
     uintptr_t address;
     struct rig rig;
@@ -365,6 +375,10 @@ static void test_eviction(void)
     rig_create(&rig, 17 * EVEN_BYTES);
     offload_add(&rig.offload, &list.list, 0);
     offload_add(&rig.offload, &other.list, 1);
+    EXPECT(arena_alloc(rig.arena, &big, &address, NULL) == 0);
+    run_shrinking(&rig, &list, &other);
+    EXPECT(arena_free(rig.arena, address, 0) == 0);
+    big.bytes = 8 * EVEN_BYTES;
     EXPECT(begin(&rig, &other, list_bytes(&other)) == 0 && run_pass(&rig, &other, false) == 0);
     EXPECT(begin(&rig, &list, list_bytes(&list)) == 0 && run_pass(&rig, &list, true) == 0);
     EXPECT(offload_present_bytes(&rig.offload) == 16 * EVEN_BYTES);
