@@ -131,17 +131,23 @@ void timeline_begin(struct timeline *t, const char *kind)
         settle_oldest(t);
     *block_at(t, t->next++) = (struct timeline_block){.kind = kind, .begun = now};
     t->open = true;
+    t->held_up = false;
 }
 
 void timeline_ready(struct timeline *t)
 {
+    struct timeline_block *block = block_at(t, t->next - 1);
+
     if (!t->off)
-        block_at(t, t->next - 1)->ready = mark(t, STREAM_COMPUTE);
+        block->ready = t->held_up ? mark(t, STREAM_COMPUTE) : block->begun;
 }
 
 void timeline_copy_begin(struct timeline *t, size_t ahead, uint64_t bytes)
 {
-    if (t == NULL || t->off || t->copy_count == TIMELINE_COPIES)
+    if (t == NULL || t->off)
+        return;
+    t->held_up = true;
+    if (t->copy_count == TIMELINE_COPIES)
         return;
     t->copies[t->copy_count++] = (struct timeline_copy){
         .number = ++t->copies_timed,
@@ -168,8 +174,10 @@ void timeline_wait(struct timeline *t, uint64_t end)
     for (size_t i = 0; t != NULL && !t->off && i < t->copy_count; i++) {
         struct timeline_copy *copy = &t->copies[i];
 
-        if (copy->waited == UINT64_MAX && copy->done != 0 && copy->number <= end)
+        if (copy->waited == UINT64_MAX && copy->done != 0 && copy->number <= end) {
             copy->waited = t->next - 1;
+            t->held_up = true;
+        }
     }
 }
 

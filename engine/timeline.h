@@ -48,7 +48,8 @@ struct timeline_watcher {
 
 struct timeline_block {
     const char *kind;
-    uint64_t begun, ready, done; /* marks: before and after waiting for weights; behind its work */
+    uint64_t begun, ready, done; /* marks: before and after waiting for weights, the same if there
+                                    is nothing to wait for; behind its work */
 };
 
 struct timeline_copy {
@@ -66,6 +67,7 @@ struct timeline {
     struct timeline_block blocks[TIMELINE_AHEAD + 1]; /* a ring */
     uint64_t first, next;                             /* numbers of those not settled */
     bool open;                                        /* the last one's end is not marked */
+    bool held_up; /* since it began: copies were queued or waited for, so that work begins later */
     struct timeline_copy copies[TIMELINE_COPIES];
     size_t copy_count;
     uint64_t copies_timed, marks; /* since the start, as the next two */

@@ -221,6 +221,25 @@ static void run_others(struct device *device, struct timeline *t, int count)
     timeline_settle(t);
 }
 
+/* One mark between two blocks, a second one where weights may be waited for. */
+static void test_marks(void)
+{
+    struct device device = {.base.ops = &device_ops};
+    struct timeline t;
+
+    timeline_init(&t, &device.base);
+    run_others(&device, &t, 10);
+    EXPECT(device.count == 11 && t.sums.compute_s == 10 && t.sums.wait_s == 0);
+    timeline_begin(&t, "double");
+    copy(&device, &t, 1);
+    timeline_ready(&t);
+    timeline_begin(&t, "double");
+    timeline_wait(&t, device.copied);
+    timeline_ready(&t);
+    timeline_end(&t);
+    EXPECT(device.count == 11 + 2 + 2 + 2 + 1, "%d", (int)device.count);
+}
+
 /* A copy for a block that comes later than it seemed, since another pass came between: it counts
  * once it was waited for, so that it is surely done, and not at all if its marks are gone then. */
 static void test_early_copy(void)
@@ -284,6 +303,7 @@ int main(void)
     test_watcher();
     test_off();
     test_drop();
+    test_marks();
     test_early_copy();
     test_limits();
     return test_finish();
