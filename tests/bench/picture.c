@@ -107,7 +107,8 @@ static bool read_options(struct options *o, int argc, char **argv)
 struct run {
     double wall_s;
     struct image_timing timing;
-    uint64_t marks; /* of the timeline, in steps */
+    double first_step_s; /* the first round of steps: what other phases drove out comes back */
+    uint64_t marks;      /* of the timeline, in steps */
     uint64_t pinned_bytes;
 };
 
@@ -116,17 +117,21 @@ static void print_run(const struct options *o, int number, const struct run *run
     const struct image_timing *t = &run->timing;
 
     if (o->json)
-        printf("{\"run\": %d, \"wall_s\": %.4f, \"text_s\": %.4f, \"condition_s\": %.4f, "
-               "\"step_s\": %.5f, \"decode_s\": %.4f, \"compute_s\": %.4f, \"copy_s\": %.4f, "
-               "\"wait_s\": %.4f, \"pinned_bytes\": %llu, \"step_marks\": %llu}\n",
-               number, run->wall_s, t->text_s, t->condition_s, t->step_s, t->decode_s, t->compute_s,
-               t->copy_s, t->wait_s, (unsigned long long)run->pinned_bytes,
-               (unsigned long long)run->marks);
+        printf(
+            "{\"run\": %d, \"wall_s\": %.4f, \"text_s\": %.4f, \"condition_s\": %.4f, "
+            "\"step_s\": %.5f, \"first_step_s\": %.5f, \"decode_s\": %.4f, \"compute_s\": %.4f, "
+            "\"copy_s\": %.4f, \"wait_s\": %.4f, \"pinned_bytes\": %llu, \"step_marks\": %llu}\n",
+            number, run->wall_s, t->text_s, t->condition_s, t->step_s, run->first_step_s,
+            t->decode_s, t->compute_s, t->copy_s, t->wait_s, (unsigned long long)run->pinned_bytes,
+            (unsigned long long)run->marks);
     else
-        printf("%7.3f s: text %.3f, conditions %.3f, %d steps %.3f (%.1f ms each), decoding %.3f; "
-               "computing %.3f, waiting for weights %.3f, copying them %.3f, %.1f GB pinned\n",
-               run->wall_s, t->text_s, t->condition_s, o->steps, t->denoise_s, t->step_s * 1e3,
-               t->decode_s, t->compute_s, t->wait_s, t->copy_s, (double)run->pinned_bytes / 1e9);
+        printf(
+            "%7.3f s: text %.3f, conditions %.3f, %d steps %.3f (%.1f ms each, the first %.1f), "
+            "decoding %.3f; computing %.3f, waiting for weights %.3f, copying them %.3f, %.1f GB "
+            "pinned\n",
+            run->wall_s, t->text_s, t->condition_s, o->steps, t->denoise_s, t->step_s * 1e3,
+            run->first_step_s * 1e3, t->decode_s, t->compute_s, t->wait_s, t->copy_s,
+            (double)run->pinned_bytes / 1e9);
     fflush(stdout);
 }
 
@@ -228,7 +233,10 @@ static int paint(struct engine *engine, const struct options *o, int number, str
 
         steps->on = batch.started > 0 && is_traced(o, number, batch.images[0]);
         if (advance(engine, o, number, &batch, err) > 0) {
-            stepping_s += engine_now(engine) - before;
+            double taken_s = engine_now(engine) - before;
+
+            run.first_step_s = stepping_s == 0 ? taken_s : run.first_step_s;
+            stepping_s += taken_s;
             run.marks += engine->timeline.marks - marks;
         }
         if (o->latents != NULL && last && !saved && err->code == 0 &&
