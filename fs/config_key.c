@@ -281,19 +281,26 @@ static bool parse_bytes(uint64_t *bytes, const char *text)
     return true;
 }
 
-/* Nobody means so few bytes: 12 was to be 12G. Taken literally it would delete every image. */
-static int check_unit(double value, struct error *err)
+/* Nobody means so few bytes: 12 was to be 12G. Taken literally it would delete every image. What is
+ * offered is `least` or more. */
+static int check_unit(double value, uint64_t least, struct error *err)
 {
-    char number[32];
+    char number[32], offer[80];
 
     if (value <= 0 || value >= CONFIG_UNITLESS_MIN)
         return 0;
     snprintf(number, sizeof number, "%.10g", value);
-    return error_set(err, EINVAL, "%s is %s byte%s: write %sG, or %sM", number, number,
-                     value == 1 ? "" : "s", number, number);
+    if (ldexp(value, 20) >= (double)least)
+        snprintf(offer, sizeof offer, "%sG, or %sM", number, number);
+    else if (ldexp(value, 30) >= (double)least)
+        snprintf(offer, sizeof offer, "%sG", number);
+    else
+        snprintf(offer, sizeof offer, "%" PRIu64 "M or more", least >> 20);
+    return error_set(err, EINVAL, "%s is %s byte%s: write %s", number, number,
+                     value == 1 ? "" : "s", offer);
 }
 
-int config_parse_size(uint64_t *bytes, const char *text, struct error *err)
+static int parse_size(uint64_t *bytes, const char *text, uint64_t least, struct error *err)
 {
     char shown[TEXT_SHOWN_BYTES], *end;
     uint64_t whole;
@@ -306,7 +313,7 @@ int config_parse_size(uint64_t *bytes, const char *text, struct error *err)
     }
     /* A plain number is taken to the last byte, which a double might not hold. */
     if (parse_bytes(&whole, text)) {
-        if (check_unit((double)whole, err) != 0)
+        if (check_unit((double)whole, least, err) != 0)
             return -EINVAL;
         *bytes = whole;
         return 0;
@@ -318,7 +325,7 @@ int config_parse_size(uint64_t *bytes, const char *text, struct error *err)
     if (text[0] < '0' || text[0] > '9' || text[1] == 'x' || text[1] == 'X' || shift < 0)
         return error_set(err, EINVAL, "\"%s\" is no size (try 12G, 22.3G, 512M or auto)",
                          text_show(shown, text));
-    if (*end == '\0' && check_unit(value, err) != 0)
+    if (*end == '\0' && check_unit(value, least, err) != 0)
         return -EINVAL;
     value = ldexp(value, shift);
     if (!(value < 0x1p63))
@@ -328,12 +335,17 @@ int config_parse_size(uint64_t *bytes, const char *text, struct error *err)
     return 0;
 }
 
+int config_parse_size(uint64_t *bytes, const char *text, struct error *err)
+{
+    return parse_size(bytes, text, 0, err);
+}
+
 int config_parse_images_limit(uint64_t *bytes, const char *text, struct error *err)
 {
     char shown[TEXT_SHOWN_BYTES];
     uint64_t limit;
 
-    if (config_parse_size(&limit, text, err) != 0)
+    if (parse_size(&limit, text, CONFIG_IMAGES_LIMIT_MIN, err) != 0)
         return -EINVAL;
     if (limit != 0 && limit < CONFIG_IMAGES_LIMIT_MIN)
         return error_set(

@@ -40,7 +40,8 @@ class Control(MountTest):
 
     def test_images_limit_takes_no_picture_by_mistake(self):
         job = self.mount.paint("a fox\n")
-        for value, why in (("12", "12 is 12 bytes: write 12G, or 12M"),
+        for value, why in (("12", "12 is 12 bytes: write 12G\n"),
+                           ("500", "500 is 500 bytes: write 500G, or 500M\n"),
                            ("1K", "1K is less than 64 MiB: write 64M or more, or 0 for no limit")):
             said = self.mount.shell(f"echo {value} > mnt/control/images_limit")
             self.assertNotEqual(said.returncode, 0)

@@ -215,6 +215,13 @@ static void test_images_limit(void)
     EXPECT(config_parse_images_limit(&bytes, "64M", &err) == 0 && bytes == 64 << 20);
     EXPECT(config_parse_images_limit(&bytes, "0", &err) == 0 && bytes == 0);
     EXPECT(config_parse_images_limit(&bytes, "67108863", &err) == -EINVAL);
+    /* What is offered in place of a number without a unit is accepted. */
+    EXPECT(config_parse_images_limit(&bytes, "12", &err) == -EINVAL &&
+           strcmp(err.text, "12 is 12 bytes: write 12G") == 0);
+    EXPECT(config_parse_images_limit(&bytes, "64", &err) == -EINVAL &&
+           strcmp(err.text, "64 is 64 bytes: write 64G, or 64M") == 0);
+    EXPECT(config_parse_images_limit(&bytes, "0.01", &err) == -EINVAL &&
+           strcmp(err.text, "0.01 is 0.01 bytes: write 64M or more") == 0);
     expect_refused("[fluxfs]\nimages_limit = 63M\n",
                    "images_limit: 63M is less than 64 MiB: write 64M or more, or 0 for no limit",
                    NULL);
