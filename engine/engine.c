@@ -160,6 +160,21 @@ static int open_model(struct engine *engine, const char *model, struct error *er
     return open_scheduler(engine, model, err);
 }
 
+int engine_check_model(const char *path, struct error *err)
+{
+    static const char *const parts[] = {"text_encoder", "text_encoder_2", "transformer", "vae"};
+    struct engine none = {0};
+    int result = 0;
+
+    for (size_t i = 0; i < sizeof parts / sizeof *parts && result == 0; i++) {
+        struct checkpoint *files = NULL;
+
+        result = open_component(&none, &files, path, parts[i], err);
+        checkpoint_close(files);
+    }
+    return result;
+}
+
 static int open_cpu(struct backend **backend, const struct engine_options *options,
                     struct error *err)
 {

@@ -46,6 +46,7 @@ static int pause_parse(bool *paused, const char *value, struct error *err)
 int control_check_model(const char *folder, struct error *err)
 {
     struct stat st;
+    struct error why;
     char index[MAX_VALUE_BYTES + 32];
 
     snprintf(index, sizeof index, "%s/model_index.json", folder);
@@ -54,6 +55,9 @@ int control_check_model(const char *folder, struct error *err)
     }
     if (stat(index, &st) != 0) {
         return error_set(err, EINVAL, "model: %.150s: holds no model_index.json", folder);
+    }
+    if (engine_check_model(folder, &why) != 0) {
+        return error_set(err, EINVAL, "model: %s", why.text);
     }
     return 0;
 }

@@ -11,6 +11,11 @@ int engine_forecast(struct engine_forecast *forecast, const struct engine_option
     return error_set(err, ENOTSUP, "no device, painting gradients: there is nothing to plan");
 }
 
+int engine_check_model(const char *path, struct error *err)
+{
+    return 0;
+}
+
 const char *image_phase_name(enum image_phase phase)
 {
     static const char *const names[] = {

@@ -116,6 +116,20 @@ class Real(unittest.TestCase):
         with open(made.at("images", made.image(job)), "rb") as file:
             self.assertEqual(file.read(), png)
 
+    def test_model_without_weights(self):
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder)
+        model = shutil.copytree(MODEL, os.path.join(folder, "model"),
+                                ignore=lambda path, names: [name for name in names if "safetensors" in name
+                                                            and path.endswith("/transformer")])
+        why = f"model: {model}/transformer: no weights: "
+        made, _ = self.paint()
+        with self.assertRaises(OSError):
+            made.write(model + "\n", "control", "model")
+        self.assertIn(f"control/model: {why}", made.read("status", "error"))
+        made.paint("x --size 16 --steps 1\n")
+        self.assertIn(why, self.start(f"--model={model}").read_log())
+
     def test_budget_set_while_a_model_opens(self):
         folder = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, folder)
