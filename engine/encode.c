@@ -201,6 +201,15 @@ static bool all_cancelled(const struct round *round)
     return true;
 }
 
+/* What the host has to do for images before their steps, while the device is busy; where memory is
+ * out, they will be told when they need it. */
+static void draw_early(struct round *round)
+{
+    for (struct image *image = round->engine->images; image != NULL; image = image->next)
+        if (image->served && !atomic_load(&image->cancelled))
+            (void)image_draw(image);
+}
+
 static int run_encoder(struct round *round, const struct encoder *encoder, struct error *err)
 {
     struct engine *engine = round->engine;
@@ -224,6 +233,7 @@ static int run_encoder(struct round *round, const struct encoder *encoder, struc
         round->blocks_done++;
         report(round, encoder->list->blocks[i]->kind);
     }
+    draw_early(round);
     for (size_t l = 0; l < round->count; l++) {
         struct compute c = pass_compute(engine, NULL);
 

@@ -37,15 +37,16 @@ uint64_t image_place(struct image *image, uintptr_t base)
     return at;
 }
 
-static int draw_latents(struct image *image, struct error *err)
+int image_draw(struct image *image)
 {
+    if (image->kept != NULL)
+        return 0;
     image->kept = malloc(tensor_bytes(&image->latents));
-    if (image->kept == NULL || draw_noise(image, image->kept) != 0) {
-        free(image->kept);
-        image->kept = NULL;
-        return error_set(err, ENOMEM, "out of host memory");
-    }
-    return 0;
+    if (image->kept != NULL && draw_noise(image, image->kept) == 0)
+        return 0;
+    free(image->kept);
+    image->kept = NULL;
+    return -ENOMEM;
 }
 
 int image_enter(struct image *image, struct error *err)
@@ -56,10 +57,8 @@ int image_enter(struct image *image, struct error *err)
     int result = 0;
 
     modulations_hold_all(image);
-    if (rope == NULL)
+    if (rope == NULL || image_draw(image) != 0)
         result = error_set(err, ENOMEM, "out of host memory");
-    if (result == 0 && image->kept == NULL)
-        result = draw_latents(image, err);
     if (result == 0)
         result = pass_allocate(engine, image->needs.state, "an image's state", &image->memory, err);
     if (result == 0) {

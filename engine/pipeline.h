@@ -206,6 +206,8 @@ bool room_for_decoding(const struct image *image);
 
 /* Places the state in the memory at `base` (0: nowhere); returns its size. */
 uint64_t image_place(struct image *image, uintptr_t base);
+/* Draws its noise, unless it has been drawn: best while the device is busy. -ENOMEM */
+int image_draw(struct image *image);
 /* The state goes to the device, and back; the latents are what has to be kept. */
 int image_enter(struct image *image, struct error *err);
 int image_leave(struct image *image, struct error *err);

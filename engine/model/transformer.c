@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "engine/file.h"
 #include "engine/json.h"
@@ -266,6 +267,18 @@ void transformer_sinusoid(float value, float *sinusoid)
     }
 }
 
+/* How many tokens before this one there is one at the same place along an axis; 0: not known. */
+static int alike_before(int axis, int token, int text_tokens, int width)
+{
+    int image = token - text_tokens;
+
+    if (axis == 0 || image < 0)
+        return token > 0;
+    if (axis == 1)
+        return image % width > 0;
+    return image >= width ? width : 0;
+}
+
 void transformer_rope(const struct transformer_config *config, int text_tokens, int height,
                       int width, float *rope)
 {
@@ -273,13 +286,20 @@ void transformer_rope(const struct transformer_config *config, int text_tokens, 
         int image = token - text_tokens;
         int position[3] = {0, image < 0 ? 0 : image / width, image < 0 ? 0 : image % width};
 
-        for (int axis = 0; axis < 3; axis++)
-            for (int i = 0; i < config->rope_axes[axis]; i += 2) {
-                double angle =
-                    position[axis] / pow(ROPE_THETA, (double)i / config->rope_axes[axis]);
+        for (int axis = 0; axis < 3; axis++) {
+            int count = config->rope_axes[axis];
+            int back = alike_before(axis, token, text_tokens, width);
 
-                *rope++ = (float)cos(angle);
-                *rope++ = (float)sin(angle);
+            if (back > 0)
+                memcpy(rope, rope - (ptrdiff_t)back * config->head_size,
+                       (size_t)count * sizeof *rope);
+            for (int i = 0; i < count && back == 0; i += 2) {
+                double angle = position[axis] / pow(ROPE_THETA, (double)i / count);
+
+                rope[i] = (float)cos(angle);
+                rope[i + 1] = (float)sin(angle);
             }
+            rope += count;
+        }
     }
 }
