@@ -338,6 +338,7 @@ void engine_close(struct engine *engine)
         return;
     while (engine->images != NULL)
         image_finish(engine->images);
+    modulations_rest(engine);
     embeddings_finish(&engine->embeddings);
     scratch_finish(&engine->clip_scratch);
     scratch_finish(&engine->t5_scratch);

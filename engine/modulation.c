@@ -47,6 +47,44 @@ struct tensor modulations_of(const struct image *image, const struct branch *bra
     return tensor_rows(branch->modulations, row, 1);
 }
 
+/* ---- spilled ones: memory of the host, which takes its time to be had and given back ---- */
+
+static int spill_begin(struct engine *engine, struct branch *branch, size_t bytes)
+{
+    if (engine->spare_bytes < bytes)
+        modulations_rest(engine);
+    branch->spilled = engine->spare != NULL ? engine->spare : malloc(bytes);
+    branch->spilled_bytes = engine->spare != NULL ? engine->spare_bytes : bytes;
+    engine->spare = NULL;
+    engine->spare_bytes = 0;
+    if (branch->spilled == NULL)
+        return -ENOMEM;
+    atomic_fetch_add(&engine->spilled_bytes, branch->spilled_bytes);
+    return 0;
+}
+
+static void spill_end(struct engine *engine, struct branch *branch)
+{
+    if (branch->spilled == NULL)
+        return;
+    atomic_fetch_sub(&engine->spilled_bytes, branch->spilled_bytes);
+    if (branch->spilled_bytes > engine->spare_bytes) {
+        modulations_rest(engine);
+        engine->spare = branch->spilled;
+        engine->spare_bytes = branch->spilled_bytes;
+    } else {
+        free(branch->spilled);
+    }
+    branch->spilled = NULL;
+}
+
+void modulations_rest(struct engine *engine)
+{
+    free(engine->spare);
+    engine->spare = NULL;
+    engine->spare_bytes = 0;
+}
+
 int modulations_begin(struct image *image, int first, int steps)
 {
     size_t width = (size_t)image->engine->transformer.modulation_width;
@@ -56,16 +94,10 @@ int modulations_begin(struct image *image, int first, int steps)
     image->chunk_steps = steps;
     for (int part = 0; part < MODULATION_PARTS; part++)
         image->copied_step[part] = -1;
-    for (int b = 0; modulations_spill(image) && b < image->branch_count; b++) {
-        struct branch *branch = &image->branches[b];
-        size_t bytes = (size_t)steps * width * sizeof *branch->spilled;
-
-        branch->spilled = malloc(bytes);
-        if (branch->spilled == NULL)
+    for (int b = 0; modulations_spill(image) && b < image->branch_count; b++)
+        if (spill_begin(image->engine, &image->branches[b],
+                        (size_t)steps * width * sizeof(float)) != 0)
             return -ENOMEM;
-        branch->spilled_bytes = bytes;
-        atomic_fetch_add(&image->engine->spilled_bytes, bytes);
-    }
     return 0;
 }
 
@@ -131,12 +163,6 @@ void modulations_forget(struct image *image)
         if (image->tickets[part] != 0)
             backend->ops->copy_wait(backend, image->tickets[part]);
     backend->ops->mark_wait(backend, backend->ops->mark(backend, STREAM_COMPUTE));
-    for (int b = 0; b < image->branch_count; b++) {
-        struct branch *branch = &image->branches[b];
-
-        free(branch->spilled);
-        atomic_fetch_sub(&image->engine->spilled_bytes, branch->spilled_bytes);
-        branch->spilled = NULL;
-        branch->spilled_bytes = 0;
-    }
+    for (int b = 0; b < image->branch_count; b++)
+        spill_end(image->engine, &image->branches[b]);
 }

@@ -164,6 +164,7 @@ void pass_budget(struct engine *engine)
 void pass_rest(struct engine *engine)
 {
     pass_close(engine);
+    modulations_rest(engine);
     engine->ceiling = UINT64_MAX;
     engine->ceiling_wait_s = 0;
 }

@@ -84,6 +84,8 @@ struct engine {
     uint64_t budget;                /* in force; the worker's */
     uint64_t charged_bytes;         /* what the context is known to take; the worker's */
     _Atomic uint64_t spilled_bytes; /* of the host's memory: modulations; any thread */
+    float *spare;                   /* the host's, for the next ones; or NULL; the worker's */
+    size_t spare_bytes;
     uint64_t ceiling; /* what the device gave when it gave no more; the worker's, as the next two */
     double ceiling_until_s, ceiling_wait_s;
     uint64_t least_bytes; /* beyond fixed_bytes, that a picture of the smallest size needs; fixed */
@@ -239,8 +241,10 @@ int modulations_begin(struct image *image, int first, int steps);
 /* Before block i of the step pass: makes usable what it needs of the present step's, and starts
  * copying the next one's. Before a step is done again, too. */
 void modulations_fetch(struct image *image, size_t i);
-/* Before the state's memory is given back. */
+/* Before the state's memory is given back. What the host kept is kept for the next image. */
 void modulations_forget(struct image *image);
+/* There is no next image for now. */
+void modulations_rest(struct engine *engine);
 
 /* ---- pass.c ---- */
 
