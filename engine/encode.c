@@ -233,7 +233,8 @@ static int run_encoder(struct round *round, const struct encoder *encoder, struc
         round->blocks_done++;
         report(round, encoder->list->blocks[i]->kind);
     }
-    draw_early(round);
+    if (encoder->list == &engine->t5.blocks) /* the device has more to do with these */
+        draw_early(round);
     for (size_t l = 0; l < round->count; l++) {
         struct compute c = pass_compute(engine, NULL);
 
