@@ -202,9 +202,10 @@ static bool all_cancelled(const struct round *round)
 }
 
 /* What the host has to do for images before their steps, while the device is busy; where memory is
- * out, they will be told when they need it. */
+ * out, they will be told when they need it. It is no part of the last block's computing. */
 static void draw_early(struct round *round)
 {
+    timeline_end(&round->engine->timeline);
     for (struct image *image = round->engine->images; image != NULL; image = image->next)
         if (image->served && !atomic_load(&image->cancelled))
             (void)image_draw(image);

@@ -281,6 +281,37 @@ static void test_timeline_off(const char *model, const uint8_t *expected, uint64
     engine_close(engine);
 }
 
+/* Whether less than half of what the text takes counts as computing. The noise of a large picture,
+ * which is drawn beside it, takes longer than the text itself, but the device no time. */
+static bool text_computes_less(struct engine *engine, const char *prompt)
+{
+    struct image_request large = request;
+    struct image *image;
+    struct image_timing timing = {0};
+
+    large.prompt = prompt;
+    large.width_px = large.height_px = 2048;
+    if (!EXPECT(image_start(&image, engine, &large, NULL, &err) == 0, "%s", err.text))
+        return false;
+    EXPECT(engine_advance(engine, &err) == 0 && image->kept != NULL);
+    image_timing(image, &timing);
+    image_finish(image);
+    return timing.compute_s < timing.text_s / 2;
+}
+
+static void test_noise_is_no_computing(struct engine *engine)
+{
+    bool less = false;
+
+    for (int i = 0; i < 5 && !less; i++) { /* where others take the processor */
+        char prompt[32];
+
+        snprintf(prompt, sizeof prompt, "circle %d", i);
+        less = text_computes_less(engine, prompt);
+    }
+    EXPECT(less, "drawing noise counts as computing with the text");
+}
+
 /* An idle engine keeps weights alone, and a budget set then takes effect without a picture. */
 static void test_idle(struct engine *engine)
 {
@@ -350,6 +381,7 @@ int main(int argc, char **argv)
     test_threads(argv[1], &full, expected_full);
     engine = open_engine(argv[1], 0);
     free(paint(engine, &request));
+    test_noise_is_no_computing(engine);
     test_idle(engine);
     test_refusals(engine);
     engine_close(engine);
