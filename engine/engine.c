@@ -163,13 +163,14 @@ static int open_model(struct engine *engine, const char *model, struct error *er
 int engine_check_model(const char *path, struct error *err)
 {
     static const char *const parts[] = {"text_encoder", "text_encoder_2", "transformer", "vae"};
-    struct engine none = {0};
     int result = 0;
 
     for (size_t i = 0; i < sizeof parts / sizeof *parts && result == 0; i++) {
         struct checkpoint *files = NULL;
+        char folder[4096];
 
-        result = open_component(&none, &files, path, parts[i], err);
+        model_path(folder, sizeof folder, path, parts[i]);
+        result = checkpoint_open(folder, &files, err);
         checkpoint_close(files);
     }
     return result;

@@ -84,8 +84,9 @@ struct image_observer {
     void (*progress)(void *owner, struct image *image, const struct image_progress *progress);
 };
 
-/* Any thread: whether all parts of a checkpoint are in this folder, with configs and weights that
- * can be read as far as their headers say. Errors name the file. */
+/* Any thread: whether both text encoders, the transformer and the VAE are in this folder, with
+ * configs and weights that can be read as far as their headers say. What else is needed, and
+ * whether it all fits together, shows when the engine is opened. Errors name the file. */
 int engine_check_model(const char *path, struct error *err);
 /* Reads the configs and headers, checks every tensor's type, shape and place, and builds the back
  * end; weights are read later, as they are needed. Errors name the file and the tensor. */

@@ -70,7 +70,7 @@ int control_set(struct control *control, enum control_key key, const char *bytes
 void control_show(struct control *control, enum control_key key, struct text *text);
 
 /* Whether a folder could hold a checkpoint. EINVAL: there is none, or no model_index.json in it, or
- * something else that the engine needs is missing or broken. */
+ * the config or weights of a part are missing or broken. */
 int control_check_model(const char *folder, struct error *err);
 
 void control_values(struct control *control, struct control_values *values);
