@@ -351,11 +351,14 @@ static void test_wrap(void)
     list_destroy(&list);
 }
 
-/* Blocks that a pass keeps of a list that comes before another, and has no room for any more. */
+/* Of a list half is there, and ever less room: what it used gives way, never the last list. */
 static void run_shrinking(struct rig *rig, struct fake_list *list, struct fake_list *last)
 {
     for (uint64_t room = 6; room >= 2; room--) {
+        uint64_t before = rig->device.copies;
+
         EXPECT(begin(rig, list, room * EVEN_BYTES) == 0 && run_pass(rig, list, false) == 0);
+        EXPECT(room > 4 || rig->device.copies - before == EVEN / 2, "room %d", (int)room);
         EXPECT(room == 6 || block_list_present_bytes(&last->list) == list_bytes(last),
                "room %d: the last list gave way", (int)room);
         EXPECT(begin(rig, last, list_bytes(last)) == 0 && run_pass(rig, last, true) == 0);
@@ -407,9 +410,8 @@ static void test_eviction(void)
     list_destroy(&other);
 }
 
-/* A pass broken off at its first block, which is in the ring; then others take the memory of those
- * that were to stay. The next pass finds block 0 there, and must not lose it to block 1 while it
- * computes. */
+/* A pass is broken off at its first block, in the ring; others take the memory of those that were
+ * to stay. The next one must not lose block 0, which is there, to block 1 while it computes. */
 static void test_ring_spares_block_in_use(void)
 {
     struct arena_request others = {.bytes = 4 * EVEN_BYTES};
@@ -431,8 +433,7 @@ static void test_ring_spares_block_in_use(void)
     list_destroy(&list);
 }
 
-/* Lists of random sizes in random rooms, broken off, re-planned, with memory taken and given back
- * in between. */
+/* Random lists and rooms, broken off, planned anew, with memory taken and given back in between. */
 static void test_random(uint64_t seed)
 {
     struct fake_list lists[3];
@@ -466,8 +467,7 @@ static void test_random(uint64_t seed)
                 break;
         }
         refused += result != 0;
-        if (result != 0)
-            EXPECT(result == -ENOMEM && strlen(rig.err.text) > 10, "%d", result);
+        EXPECT(result == 0 || (result == -ENOMEM && strlen(rig.err.text) > 10), "%d", result);
         if (result != 0 && rig.offload.pass != NULL)
             offload_end(&rig.offload);
         if (taken[slot] != 0)

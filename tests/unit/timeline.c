@@ -238,6 +238,8 @@ static void test_marks(void)
     timeline_ready(&t);
     timeline_end(&t);
     EXPECT(device.count == 11 + 2 + 2 + 2 + 1, "%d", (int)device.count);
+    run_others(&device, &t, 10);
+    EXPECT(device.count == 18 + 11, "%d", (int)device.count);
 }
 
 /* A copy for a block that comes later than it seemed, since another pass came between: it counts
