@@ -2,7 +2,7 @@
 /*
  * Attention. Heads of up to 128 go through one fused kernel, larger ones through matrix products,
  * with the scores of some queries at a time in the workspace. Where cuDNN is there, it does what it
- * can (dnn.h).
+ * can (dnn.h), but for what has a kernel of its own on Hopper.
  */
 #include <assert.h>
 
@@ -47,14 +47,18 @@ static void attention_fused(struct cuda_backend *cuda, const struct attention *a
 }
 
 /* Heads of 65 to 128. */
+static bool by_hopper(struct cuda_backend *cuda, const struct attention *args, int64_t size)
+{
+    return cuda->capability == 90 && size > 64 && size <= 128 && is_plain(args) &&
+           attention_hopper(cuda, args);
+}
+
 static void attention_of_128(struct cuda_backend *cuda, const struct attention *args)
 {
     typedef layout<128, 2, 32, 4, 2, 2> narrow;
     typedef layout<128, 2, 64, 4, 2, 2> roomy;
     bool room = cuda->shared_bytes >= roomy::BLOCKS * (roomy::BYTES + BLOCK_RESERVE);
 
-    if (cuda->capability == 90 && is_plain(args) && attention_hopper(cuda, args))
-        return;
     if (room && is_plain(args))
         fused_queue<roomy>(cuda, args, attention_kernel<roomy, true, true>);
     else
@@ -164,7 +168,11 @@ extern "C" void cuda_attention(struct backend *backend, const struct attention *
     int64_t size = args->q.cols / args->heads;
 
     assert(args->q.dtype == DTYPE_BF16 && args->y.dtype == DTYPE_BF16 && args->scale > 0);
-    if (args->q.rows == 0 || args->k.rows == 0 || dnn_attention(cuda, args))
+    if (args->q.rows == 0 || args->k.rows == 0)
+        return;
+    if (cuda->dnn.preferred && dnn_attention(cuda, args))
+        return;
+    if (by_hopper(cuda, args, size) || dnn_attention(cuda, args))
         return;
     if (size <= 64) /* small blocks, many at once: they wait for the bias */
         attention_fused<layout<64, 1, 32, 4, 3, 4>>(cuda, args);

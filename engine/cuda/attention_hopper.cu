@@ -4,11 +4,14 @@
  * arrangement of FlashAttention 3 (arXiv 2407.08608): one thread fetches tiles, two warpgroups do
  * 64 queries each. While the matrix units are busy with the values of one tile, a warpgroup turns
  * the scores of the next into weights; and while it does, the other has its products done.
+ *
+ * Blocks work in pairs, on queries of the same head: each fetches one half of every tile, for both.
+ * The card is held to its power, and what passes the L2 cache is a part of that.
  */
 #include "engine/cuda/attention_fused.cuh"
 #include "engine/cuda/hopper.cuh"
 
-enum { D = 128, KEYS = 128, TILES = 4, GROUPS = 2, THREADS = (1 + GROUPS) * WARPGROUP };
+enum { D = 128, KEYS = 128, TILES = 4, GROUPS = 2, THREADS = (1 + GROUPS) * WARPGROUP, PAIR = 2 };
 enum { GROUP_QUERIES = 64, QUERIES = GROUPS * GROUP_QUERIES, PANELS = D / PANEL };
 enum { TILE = KEYS * D, TILE_BYTES = TILE * 2, QUERY_BYTES = QUERIES * D * 2 };
 
@@ -23,10 +26,26 @@ struct maps {
     CUtensorMap q, k, v;
 };
 
-/* What is to be done: items, each 128 queries of a head. A block does every gridDim'th. */
+/* What is to be done: items, each 256 queries of a head, of which a block of a pair does one half.
+ * A pair does every so many'th. */
 struct items {
     int count, of_head, tiles; /* of keys and of values, in an item */
 };
+
+__device__ inline int pair_rank()
+{
+    return (int)blockIdx.x % PAIR;
+}
+
+__device__ inline int first_item()
+{
+    return (int)blockIdx.x / PAIR;
+}
+
+__device__ inline int pairs()
+{
+    return (int)gridDim.x / PAIR;
+}
 
 __device__ inline int item_head(const struct items &items, int item)
 {
@@ -35,7 +54,7 @@ __device__ inline int item_head(const struct items &items, int item)
 
 __device__ inline int item_row(const struct items &items, int item)
 {
-    return item % items.of_head * QUERIES;
+    return (item % items.of_head * PAIR + pair_rank()) * QUERIES;
 }
 
 /* One thread's work. Of an item's tiles number 2i holds keys, 2i + 1 their values; tile j of all
@@ -43,9 +62,9 @@ __device__ inline int item_row(const struct items &items, int item)
 __device__ inline void tiles_fetch(struct block *block, const struct maps &maps,
                                    const struct items &items)
 {
-    int done = 0, tile = 0;
+    int done = 0, tile = 0, half = pair_rank() * KEYS / PAIR;
 
-    for (int item = blockIdx.x; item < items.count; item += gridDim.x, done++) {
+    for (int item = first_item(); item < items.count; item += pairs(), done++) {
         int head = item_head(items, item);
 
         if (done > 0)
@@ -61,8 +80,8 @@ __device__ inline void tiles_fetch(struct block *block, const struct maps &maps,
                 gate_wait(&block->empty[at], tile / TILES - 1);
             gate_expect(&block->full[at], TILE_BYTES);
             for (int p = 0; p < PANELS; p++)
-                copy_box(block->tiles[at][p][0], i % 2 == 0 ? &maps.k : &maps.v, p * PANEL, head,
-                         i / 2 * KEYS, &block->full[at]);
+                copy_box_to_pair(block->tiles[at][p][half], i % 2 == 0 ? &maps.k : &maps.v,
+                                 p * PANEL, head, i / 2 * KEYS + half, &block->full[at]);
         }
     }
 }
@@ -83,6 +102,12 @@ __device__ inline void warp_arrive(struct gate *gate)
 {
     if (lane() == 0)
         gate_arrive(gate);
+}
+
+__device__ inline void tile_release(struct gate *gate)
+{
+    if (lane() < PAIR)
+        gate_arrive_at(gate, lane());
 }
 
 __device__ inline const bf16 *tile_await(struct block *block, int tile)
@@ -162,7 +187,7 @@ __device__ inline void item_do(struct group &group, const struct attention &args
     gate_wait(&block->asked, done);
     scores_begin(group, tile);
     wgmma_wait<0>(group.s[0][0]);
-    warp_arrive(&block->empty[tile % TILES]);
+    tile_release(&block->empty[tile % TILES]);
     scores_weigh(group, rescale, args, 0);
     weights_take(group);
     for (int first = KEYS; first < args.k.rows; first += KEYS) {
@@ -174,10 +199,10 @@ __device__ inline void item_do(struct group &group, const struct attention &args
         output_begin(group, tile - 1);
         warp_arrive(&block->turn[1 - group.number]);
         wgmma_wait<1>(group.s[0][0]);
-        warp_arrive(&block->empty[tile % TILES]);
+        tile_release(&block->empty[tile % TILES]);
         risen = scores_weigh(group, rescale, args, first);
         wgmma_wait<0>(group.now.o[0][0]);
-        warp_arrive(&block->empty[(tile - 1) % TILES]);
+        tile_release(&block->empty[(tile - 1) % TILES]);
         if (risen)
             output_rescale<group_layout>(group.now, rescale);
         weights_take(group);
@@ -185,7 +210,7 @@ __device__ inline void item_do(struct group &group, const struct attention &args
     warp_arrive(&block->answered);
     output_begin(group, last);
     wgmma_wait<0>(group.now.o[0][0]);
-    warp_arrive(&block->empty[last % TILES]);
+    tile_release(&block->empty[last % TILES]);
 }
 
 __device__ inline void queries_do(struct block *block, const struct attention &args, int size,
@@ -200,7 +225,7 @@ __device__ inline void queries_do(struct block *block, const struct attention &a
     group.turns = 0;
     if (number == 1)
         warp_arrive(&block->turn[0]);
-    for (int item = blockIdx.x; item < items.count; item += gridDim.x) {
+    for (int item = first_item(); item < items.count; item += pairs()) {
         group.now = progress<group_layout>();
         group.now.shift[0][0] = group.now.shift[0][1] = SHIFT_NONE;
         item_do(group, args, done++, items.tiles);
@@ -209,7 +234,7 @@ __device__ inline void queries_do(struct block *block, const struct attention &a
     }
 }
 
-/* grid: the multiprocessors, or the items, if they are fewer; block 384 */
+/* grid: pairs of blocks, as many as there is room for, or items; block 384 */
 __global__ void __launch_bounds__(THREADS, 1)
     attention_hopper_kernel(struct attention args, int size, struct items items,
                             const __grid_constant__ struct maps maps)
@@ -221,21 +246,23 @@ __global__ void __launch_bounds__(THREADS, 1)
         gate_init(&block->answered, GROUPS * 4);
         for (int i = 0; i < TILES; i++) {
             gate_init(&block->full[i], 1);
-            gate_init(&block->empty[i], GROUPS * 4);
+            gate_init(&block->empty[i], PAIR * GROUPS * 4);
         }
         for (int i = 0; i < GROUPS; i++)
             gate_init(&block->turn[i], 4);
         gates_publish();
     }
-    __syncthreads();
+    pair_sync();
     if (threadIdx.x < WARPGROUP) {
         registers_drop<24>();
         if (threadIdx.x == 0)
             tiles_fetch(block, maps, items);
+        __syncwarp();
     } else {
         registers_raise<240>();
         queries_do(block, args, size, items);
     }
+    pair_sync(); /* nobody ends while the other may still arrive at its gates */
 }
 
 /* ---- on the host ---- */
@@ -256,16 +283,16 @@ static bool map_make(struct cuda_backend *cuda, CUtensorMap *map, struct tensor 
 
 extern "C" bool attention_hopper(struct cuda_backend *cuda, const struct attention *args)
 {
-    int heads = args->heads, of_head = (int)blocks_for(args->q.rows, QUERIES);
+    int heads = args->heads, of_head = (int)blocks_for(args->q.rows, PAIR * QUERIES);
     struct items items = {of_head * heads, of_head, 2 * (int)blocks_for(args->k.rows, KEYS)};
     struct maps maps;
 
     if (!map_make(cuda, &maps.q, args->q, heads, QUERIES) ||
-        !map_make(cuda, &maps.k, args->k, heads, KEYS) ||
-        !map_make(cuda, &maps.v, args->v, heads, KEYS))
+        !map_make(cuda, &maps.k, args->k, heads, KEYS / PAIR) ||
+        !map_make(cuda, &maps.v, args->v, heads, KEYS / PAIR))
         return false;
-    launch_with_memory(cuda, "attention", min(items.count, cuda->multiprocessors), THREADS,
-                       sizeof(struct block), attention_hopper_kernel, *args,
-                       (int)(args->q.cols / heads), items, maps);
+    launch_pairs(cuda, "attention", PAIR * min(items.count, cuda->multiprocessors / PAIR), THREADS,
+                 sizeof(struct block), attention_hopper_kernel, *args, (int)(args->q.cols / heads),
+                 items, maps);
     return true;
 }

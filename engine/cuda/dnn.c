@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "engine/cuda/cuda.h"
 
@@ -276,8 +277,10 @@ bool dnn_attention(struct cuda_backend *cuda, const struct attention *args)
 
 void dnn_open(struct cuda_backend *cuda)
 {
+    const char *wish = getenv("FLUXFS_CUDNN");
     struct dnn *dnn = &cuda->dnn;
 
+    dnn->preferred = wish != NULL && strcmp(wish, "on") == 0;
     if (!dnn_library_open(&dnn->library) || dnn->library.create(&dnn->handle) != DNN_SUCCESS) {
         dnn->handle = NULL;
         return;

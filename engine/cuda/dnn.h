@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Attention by cuDNN, where the library is there (9.13 or newer, found at run time): through its C
- * back-end API, whose one operation for it takes matrices of any stride. FLUXFS_CUDNN=off in the
- * environment does without it.
+ * back-end API, whose one operation for it takes matrices of any stride. By FLUXFS_CUDNN in the
+ * environment, for comparisons: "off" does without it, "on" prefers it also where our own kernel is
+ * as fast and costs less power.
  *
  * The numbers below are that API's, and part of its binary interface; having them here lets the
  * module be built anywhere. (Where NVIDIA's header is found, a test compares them.)
@@ -91,6 +92,7 @@ struct dnn_plan;
 struct dnn {
     struct dnn_library library;
     dnn_handle handle; /* NULL: attention goes without it */
+    bool preferred;
     struct dnn_plan *plans;
     size_t count, capacity;
 };

@@ -82,6 +82,38 @@ __device__ inline void copy_box(bf16 *to, const CUtensorMap *map, int x, int y, 
                  : "memory");
 }
 
+/* To the same place in both blocks of a pair, and its bytes to the gate that lies there in each. */
+__device__ inline void copy_box_to_pair(bf16 *to, const CUtensorMap *map, int x, int y, int z,
+                                        struct gate *gate)
+{
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+        ".multicast::cluster [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(shared_address(to)),
+        "l"(map), "r"(x), "r"(y), "r"(z), "r"(shared_address(gate)), "h"((uint16_t)3)
+        : "memory");
+}
+
+/* ---- pairs of blocks: clusters of two ---- */
+
+/* Returns when all threads of both have called it. */
+__device__ inline void pair_sync()
+{
+    asm volatile("barrier.cluster.arrive.release.aligned;\n\t"
+                 "barrier.cluster.wait.acquire.aligned;" ::
+                     : "memory");
+}
+
+/* At a gate that lies there in block number `rank` of the pair. It orders no memory of threads:
+ * what is told so is that the matrix units have read. */
+__device__ inline void gate_arrive_at(struct gate *gate, int rank)
+{
+    asm volatile("{\n\t.reg .b32 there;\n\t"
+                 "mapa.shared::cluster.u32 there, %0, %1;\n\t"
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n\t}" ::"r"(shared_address(gate)),
+                 "r"(rank)
+                 : "memory");
+}
+
 /* ---- registers ---- */
 
 /* So many a thread from now on, for a whole warpgroup. */

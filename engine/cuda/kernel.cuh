@@ -132,4 +132,12 @@ static void launch_with_memory(struct cuda_backend *cuda, const char *what, dim3
     cuda_check(cuda, kernel_queue(cuda->compute, grid, block, bytes, kernel, args...), what);
 }
 
+/* The same in pairs of blocks (hopper.cuh). */
+template <typename... P, typename... A>
+static void launch_pairs(struct cuda_backend *cuda, const char *what, dim3 grid, dim3 block,
+                         size_t bytes, void (*kernel)(P...), A... args)
+{
+    cuda_check(cuda, kernel_queue_pairs(cuda->compute, grid, block, bytes, kernel, args...), what);
+}
+
 #endif

@@ -31,19 +31,34 @@ static inline cudaError_t memory_ask(const void *kernel, size_t bytes)
                                       cudaSharedmemCarveoutMaxShared);
 }
 
+template <typename... P, typename... A>
+static cudaError_t config_queue(const cudaLaunchConfig_t &config, void (*kernel)(P...), A... args)
+{
+    size_t bytes = config.dynamicSmemBytes;
+    cudaError_t code = bytes > 0 ? memory_ask((const void *)kernel, bytes) : cudaSuccess;
+
+    return code != cudaSuccess ? code : cudaLaunchKernelEx(&config, kernel, args...);
+}
+
 /* Queues a kernel on a stream, each block with `bytes` of memory. */
 template <typename... P, typename... A>
 static cudaError_t kernel_queue(cudaStream_t stream, dim3 grid, dim3 block, size_t bytes,
                                 void (*kernel)(P...), A... args)
 {
-    cudaError_t code = bytes > 0 ? memory_ask((const void *)kernel, bytes) : cudaSuccess;
-    cudaLaunchConfig_t config = {};
+    return config_queue({grid, block, bytes, stream, NULL, 0}, kernel, args...);
+}
 
-    config.gridDim = grid;
-    config.blockDim = block;
-    config.dynamicSmemBytes = bytes;
-    config.stream = stream;
-    return code != cudaSuccess ? code : cudaLaunchKernelEx(&config, kernel, args...);
+/* The same in pairs: clusters of two blocks, on Hopper. */
+template <typename... P, typename... A>
+static cudaError_t kernel_queue_pairs(cudaStream_t stream, dim3 grid, dim3 block, size_t bytes,
+                                      void (*kernel)(P...), A... args)
+{
+    cudaLaunchAttribute pairs = {};
+
+    pairs.id = cudaLaunchAttributeClusterDimension;
+    pairs.val.clusterDim.x = 2;
+    pairs.val.clusterDim.y = pairs.val.clusterDim.z = 1;
+    return config_queue({grid, block, bytes, stream, &pairs, 1}, kernel, args...);
 }
 
 #endif

@@ -7,18 +7,40 @@
 /* Multiplications that the reference does in a few milliseconds. */
 #define WORK_MAX 1500000
 
+/* Any sizes; or as matrix units want them, of several tiles. */
+static void choose_product(struct rig *rig, int64_t *m, int64_t *k, int64_t *n)
+{
+    int64_t *first = rig_chance(rig, 50) ? k : n, *second = first == k ? n : k, most;
+
+    if (rig_chance(rig, 75)) {
+        *m = rig_size(rig, 140);
+        *k = rig_size(rig, rig_chance(rig, 20) ? 3100 : 300);
+        most = WORK_MAX / (*m * *k);
+        *n = rig_size(rig, most < 1 ? 1 : most > 1100 ? 1100 : most);
+    } else {
+        rig->aligned = true;
+        *m = rig_range(rig, 1, rig_chance(rig, 50) ? 1100 : 300);
+        *first = 8 * rig_range(rig, 1, first == k ? 250 : 100);
+        most = 2 * WORK_MAX / (*m * *first * 8);
+        *second = 8 * rig_range(rig, 1, most < 1 ? 1 : most > 140 ? 140 : most);
+    }
+}
+
 void try_linear(struct rig *rig)
 {
     enum dtype activation = rig->backend->activation;
     enum dtype result = rig_chance(rig, 25) ? DTYPE_F32 : activation;
-    int64_t m = rig_size(rig, 140), k = rig_size(rig, rig_chance(rig, 20) ? 3100 : 300);
-    int64_t most = WORK_MAX / (m * k), n = rig_size(rig, most < 1 ? 1 : most > 1100 ? 1100 : most);
+    int64_t m, k, n;
     bool bias = rig_chance(rig, 70);
     struct linear args = {.activation = (enum activation)rig_range(rig, 0, 3)};
-    struct operand *x = rig_input(rig, activation, m, k, 0, 1.5);
-    struct operand *weight = rig_weight(rig, n, k, 3 / sqrt((double)k)), *b, *y;
-    struct grid values[3] = {rig_values(x), rig_values(weight)};
+    struct operand *x, *weight, *b, *y;
+    struct grid values[3] = {0};
 
+    choose_product(rig, &m, &k, &n);
+    x = rig_input(rig, activation, m, k, 0, 1.5);
+    weight = rig_weight(rig, n, k, 3 / sqrt((double)k));
+    values[0] = rig_values(x);
+    values[1] = rig_values(weight);
     rig_describe(rig, " [%lld,%lld]·[%lld,%lld]ᵀ%s, activation %d, y %s", (long long)m,
                  (long long)k, (long long)n, (long long)k, bias ? " + bias" : "", args.activation,
                  result == DTYPE_F32 ? "fp32" : "of hidden states");
@@ -52,6 +74,11 @@ static void choose_shape(struct rig *rig, struct attention_case *sizes, int64_t 
         *size = rig_range(rig, 2000, 4096);
         *queries = rig_range(rig, 30, 80);
         *keys = rig_range(rig, 1, 6);
+    } else if (rig_chance(rig, 5)) { /* more queries than there are multiprocessors for */
+        rig->aligned = true;
+        *size = 8 * rig_range(rig, 9, 16);
+        *queries = rig_range(rig, 300, 1100);
+        *keys = rig_range(rig, 1, WORK_MAX / (*queries * *size * sizes->heads));
     } else if (rig_chance(rig, 25)) {
         *keys = rig_range(rig, 0, 1) * 512 + 512 + rig_range(rig, -1, 1);
         *queries = rig_range(rig, 1, 5);

@@ -31,7 +31,7 @@ extern "C" {
 /* Queues work; `args` are copied. */
 void device_queue(cudaStream_t stream, void (*run)(void *args), const void *args, size_t bytes);
 void device_queue_kernel(cudaStream_t stream, void (*run)(const void *call), const void *call,
-                         size_t bytes, struct extent grid, struct extent block);
+                         size_t bytes, const struct block_grid *grid);
 
 /* What is in a CUtensorMap here; bytes, but for counts and box. */
 struct device_map {

@@ -114,7 +114,7 @@ void device_queue(cudaStream_t stream, void (*run)(void *args), const void *args
 
 struct kernel_work {
     void (*run)(const void *call);
-    struct extent grid, block;
+    struct block_grid grid;
     _Alignas(16) char call[1024];
 };
 
@@ -122,13 +122,13 @@ static void kernel_run(void *args)
 {
     const struct kernel_work *work = args;
 
-    block_run(work->run, work->call, work->grid, work->block);
+    block_run(work->run, work->call, &work->grid);
 }
 
 void device_queue_kernel(cudaStream_t stream, void (*run)(const void *call), const void *call,
-                         size_t bytes, struct extent grid, struct extent block)
+                         size_t bytes, const struct block_grid *grid)
 {
-    struct kernel_work work = {.run = run, .grid = grid, .block = block};
+    struct kernel_work work = {.run = run, .grid = *grid};
 
     if (bytes > sizeof work.call)
         abort();
@@ -417,7 +417,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *device, int number)
     device_memory(&used, &device->totalGlobalMem);
     device->major = (int)capability / 10;
     device->minor = (int)capability % 10;
-    device->multiProcessorCount = 4;
+    device->multiProcessorCount = MULTIPROCESSORS;
     device->sharedMemPerMultiprocessor = (device->minor == 0 ? 228 : 100) << 10;
     return cudaSuccess;
 }

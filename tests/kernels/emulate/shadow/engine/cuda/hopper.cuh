@@ -7,6 +7,7 @@
 #ifndef FLUXFS_TESTS_KERNELS_EMULATE_HOPPER_CUH
 #define FLUXFS_TESTS_KERNELS_EMULATE_HOPPER_CUH
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -23,10 +24,16 @@ static inline char *swizzled(const char *address)
     return (char *)(bits ^ (bits >> 7 & 7) << 4);
 }
 
+static inline void hopper_forbidden(const char *what)
+{
+    fprintf(stderr, "emulated kernel: %s\n", what);
+    abort();
+}
+
 /* ---- gates ---- */
 
 struct gate {
-    uint8_t arrivals, left;
+    uint8_t arrivals, left; /* memory is 0xff where no gate was made */
     uint16_t phase;
     int32_t bytes; /* that are to come */
 };
@@ -50,8 +57,10 @@ static inline void gates_publish()
 
 static inline void gate_expect(struct gate *gate, int bytes)
 {
+    if (gate->arrivals == 0xff)
+        hopper_forbidden("a thread arrives at a gate that was not made");
     if (gate->left == 0)
-        abort();
+        hopper_forbidden("a thread too many arrives at a gate");
     gate->bytes += bytes;
     gate->left--;
     gate_advance(gate);
@@ -91,6 +100,8 @@ static inline void box_carry_out(const struct box_pending &box)
                            sizeof value);
                 memcpy(swizzled(to), &value, sizeof value);
             }
+    if (box.gate->arrivals == 0xff)
+        hopper_forbidden("bytes come to a gate that was not made");
     box.gate->bytes -= (int32_t)(map.box[0] * map.box[1] * map.box[2] * 2);
     gate_advance(box.gate);
 }
@@ -101,12 +112,20 @@ static inline void copy_box(bf16 *to, const CUtensorMap *map, int x, int y, int 
     struct box_pending box = {to, {}, {x, y, z}, gate};
 
     if ((uintptr_t)to % 1024 != 0)
-        abort();
+        hopper_forbidden("a box is copied to where no panel can begin");
     memcpy(&box.map, map, sizeof box.map);
     if (block_coin())
         box_carry_out(box);
     else
         boxes_pending.push_back(box);
+}
+
+static inline void copy_box_to_pair(bf16 *to, const CUtensorMap *map, int x, int y, int z,
+                                    struct gate *gate)
+{
+    for (unsigned rank = 0; rank < 2; rank++)
+        copy_box((bf16 *)block_of_pair(to, rank), map, x, y, z,
+                 (struct gate *)block_of_pair(gate, rank));
 }
 
 struct gate_awaited {
@@ -117,17 +136,18 @@ struct gate_awaited {
 static inline bool gate_has_passed(void *of)
 {
     const struct gate_awaited *awaited = (const struct gate_awaited *)of;
-    size_t kept = 0;
+    size_t i = 0;
 
     if (awaited->gate->phase % 2 != awaited->phase % 2)
         return true;
-    for (const struct box_pending &box : boxes_pending) {
-        if (box.gate == awaited->gate)
-            box_carry_out(box);
-        else
-            boxes_pending[kept++] = box;
+    while (i < boxes_pending.size()) {
+        if (boxes_pending[i].gate == awaited->gate) {
+            box_carry_out(boxes_pending[i]);
+            boxes_pending.erase(boxes_pending.begin() + (long)i);
+        } else {
+            i++;
+        }
     }
-    boxes_pending.resize(kept);
     return awaited->gate->phase % 2 != awaited->phase % 2;
 }
 
@@ -150,6 +170,8 @@ template <int COUNT> static inline void registers_raise()
 
 /* ---- products, carried out one after the other; all that are waited for ---- */
 
+enum { COLS_OF_B = 128, WARPGROUPS = 8 };
+
 struct wgmma_lane {
     float *c;
     const uint32_t *in_registers; /* a, or NULL: */
@@ -163,7 +185,7 @@ struct wgmma_pending {
     int later; /* groups that were ended since */
 };
 
-static std::vector<struct wgmma_pending> products_pending[8]; /* of each warpgroup */
+static std::vector<struct wgmma_pending> products_pending[MULTIPROCESSORS][WARPGROUPS];
 
 static inline float shared_element(const bf16 *start, int64_t bytes)
 {
@@ -172,9 +194,8 @@ static inline float shared_element(const bf16 *start, int64_t bytes)
     return __bfloat162float(*(const bf16 *)address);
 }
 
-static inline void wgmma_carry_out(const struct wgmma_lane lanes[WARPGROUP])
+static inline void wgmma_load_a(float a[64][16], const struct wgmma_lane lanes[WARPGROUP])
 {
-    static float a[64][16], b[16][128];
     const struct wgmma_lane *first = &lanes[0];
 
     for (int i = 0; i < 64 * 16; i++) {
@@ -189,22 +210,51 @@ static inline void wgmma_carry_out(const struct wgmma_lane lanes[WARPGROUP])
             a[row][k] = shared_element(first->a, row * 128 + k * 2);
         }
     }
-    for (int i = 0; i < 16 * 128; i++) {
-        int k = i / 128, n = i % 128;
+}
 
-        b[k][n] = first->in_registers != NULL
-                      ? shared_element(first->b, n / 64 * first->panel_bytes + k * 128 + n % 64 * 2)
-                      : shared_element(first->b, n * 128 + k * 2);
-    }
-    for (int i = 0; i < WARPGROUP * 64; i++) {
-        int l = i / 64, j = i % 64, row = l / 32 * 16 + l % 32 / 4 + j / 2 % 2 * 8;
-        int col = j / 4 * 8 + l % 4 * 2 + j % 2;
-        float sum = lanes[l].add ? lanes[l].c[j] : 0.0f;
-
+static inline void wgmma_load_b(float b[16][COLS_OF_B], const struct wgmma_lane *first)
+{
+    for (int n = 0; n < COLS_OF_B; n++)
         for (int k = 0; k < 16; k++)
-            sum += a[row][k] * b[k][col];
-        lanes[l].c[j] = sum;
-    }
+            b[k][n] =
+                first->in_registers != NULL
+                    ? shared_element(first->b, n / 64 * first->panel_bytes + k * 128 + n % 64 * 2)
+                    : shared_element(first->b, n * 128 + k * 2);
+}
+
+/* Where the j-th element lies that a thread has of c. */
+struct wgmma_place {
+    int row, col;
+};
+
+static inline struct wgmma_place wgmma_place_of(int thread, int j)
+{
+    return {thread / 32 * 16 + thread % 32 / 4 + j / 2 % 2 * 8, j / 4 * 8 + thread % 4 * 2 + j % 2};
+}
+
+static inline void wgmma_carry_out(const struct wgmma_lane lanes[WARPGROUP])
+{
+    static float a[64][16], b[16][COLS_OF_B], c[64][COLS_OF_B];
+    enum { EACH = COLS_OF_B / 2 };
+
+    wgmma_load_a(a, lanes);
+    wgmma_load_b(b, &lanes[0]);
+    for (int l = 0; l < WARPGROUP; l++)
+        for (int j = 0; j < EACH; j++) {
+            struct wgmma_place at = wgmma_place_of(l, j);
+
+            c[at.row][at.col] = lanes[l].add ? lanes[l].c[j] : 0.0f;
+        }
+    for (int row = 0; row < 64; row++)
+        for (int k = 0; k < 16; k++)
+            for (int col = 0; col < COLS_OF_B; col++)
+                c[row][col] += a[row][k] * b[k][col];
+    for (int l = 0; l < WARPGROUP; l++)
+        for (int j = 0; j < EACH; j++) {
+            struct wgmma_place at = wgmma_place_of(l, j);
+
+            lanes[l].c[j] = c[at.row][at.col];
+        }
 }
 
 /* The oldest, of those that `latest` groups or more have followed. */
@@ -219,7 +269,7 @@ static inline void wgmma_finish(std::vector<struct wgmma_pending> &pending, int 
 
 static inline std::vector<struct wgmma_pending> &products_own()
 {
-    return products_pending[threadIdx.x / WARPGROUP];
+    return products_pending[block_place->number][threadIdx.x / WARPGROUP];
 }
 
 struct wgmma_call {
@@ -246,7 +296,7 @@ static inline void wgmma_end_group(void *const calls[])
         product.later++;
 }
 
-static inline void wgmma_await(void *const calls[])
+static inline void wgmma_finish_groups(void *const calls[])
 {
     const struct wgmma_call *call = (const struct wgmma_call *)calls[0];
 
@@ -268,7 +318,7 @@ template <int LATEST> static inline void wgmma_wait(float *c)
 {
     struct wgmma_call call = {&products_own(), {}, LATEST};
 
-    block_together(WARPGROUP, wgmma_await, &call);
+    block_together(WARPGROUP, wgmma_finish_groups, &call);
 }
 
 static inline void wgmma_scores(float *c, const bf16 *a, const bf16 *b, bool add)
@@ -283,6 +333,18 @@ static inline void wgmma_values(float *c, const uint32_t a[4], const bf16 *b, in
     struct wgmma_call call = {&products_own(), {c, a, NULL, b, panel_bytes, true}, 0};
 
     block_together(WARPGROUP, wgmma_queue, &call);
+}
+
+/* ---- pairs of blocks ---- */
+
+static inline void pair_sync()
+{
+    block_pair_barrier();
+}
+
+static inline void gate_arrive_at(struct gate *gate, int rank)
+{
+    gate_arrive((struct gate *)block_of_pair(gate, (unsigned)rank));
 }
 
 #endif

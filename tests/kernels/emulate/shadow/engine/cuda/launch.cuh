@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <tuple>
@@ -13,7 +14,8 @@
 #include "tests/kernels/emulate/block.h"
 #include "tests/kernels/emulate/device.h"
 
-/* One block runs at a time, so that its shared memory may be static. */
+/* One block runs at a time, so that its shared memory may be static; but not in grids of pairs,
+ * whose kernels have what block_memory gives. */
 #undef __shared__
 #define __shared__ static
 #define __launch_bounds__(...)
@@ -35,7 +37,7 @@ static inline void __syncthreads()
 
 /* What a lane gives to the lane whose number differs from its own in the bits of `mask`. */
 struct lane_exchange {
-    float given, got;
+    uint32_t given, got;
     int mask;
 };
 
@@ -48,12 +50,24 @@ static inline void exchange_lanes(void *const lanes[])
     }
 }
 
-static inline float __shfl_xor_sync(unsigned members, float given, int mask)
+template <typename T> static inline T __shfl_xor_sync(unsigned members, T given, int mask)
 {
-    struct lane_exchange exchange = {given, 0, mask};
+    struct lane_exchange exchange = {0, 0, mask};
 
+    static_assert(sizeof given == sizeof exchange.given);
+    memcpy(&exchange.given, &given, sizeof given);
     block_together(WARP_LANES, exchange_lanes, &exchange);
-    return exchange.got;
+    memcpy(&given, &exchange.got, sizeof given);
+    return given;
+}
+
+static inline void meet_lanes(void *const lanes[])
+{
+}
+
+static inline void __syncwarp()
+{
+    block_together(WARP_LANES, meet_lanes, NULL);
 }
 
 /* What a lane says, then whether any said yes. */
@@ -89,29 +103,39 @@ template <typename... P> struct kernel_call {
     }
 };
 
-/* As much as a block of a Hopper card gets. */
-enum { BLOCK_BYTES = 227 << 10 };
-
 template <typename T> static inline T *block_memory()
 {
-    alignas(1024) static unsigned char block_bytes[BLOCK_BYTES];
+    return (T *)block_place->memory;
+}
 
-    return (T *)block_bytes;
+template <typename... P, typename... A>
+static cudaError_t grid_queue(cudaStream_t stream, const struct block_grid &grid,
+                              void (*kernel)(P...), A... args)
+{
+    struct kernel_call<P...> call = {
+        kernel, std::tuple<P...>(P(args)...)
+    };
+
+    if (grid.bytes > BLOCK_BYTES)
+        return cudaErrorInvalidValue;
+    device_queue_kernel(stream, kernel_call<P...>::run, &call, sizeof call, &grid);
+    return cudaSuccess;
 }
 
 template <typename... P, typename... A>
 static cudaError_t kernel_queue(cudaStream_t stream, dim3 grid, dim3 block, size_t bytes,
                                 void (*kernel)(P...), A... args)
 {
-    struct kernel_call<P...> call = {
-        kernel, std::tuple<P...>(P(args)...)
-    };
+    return grid_queue(stream, {{grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, bytes, false},
+                      kernel, args...);
+}
 
-    if (bytes > BLOCK_BYTES)
-        return cudaErrorInvalidValue;
-    device_queue_kernel(stream, kernel_call<P...>::run, &call, sizeof call,
-                        {grid.x, grid.y, grid.z}, {block.x, block.y, block.z});
-    return cudaSuccess;
+template <typename... P, typename... A>
+static cudaError_t kernel_queue_pairs(cudaStream_t stream, dim3 grid, dim3 block, size_t bytes,
+                                      void (*kernel)(P...), A... args)
+{
+    return grid_queue(stream, {{grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, bytes, true},
+                      kernel, args...);
 }
 
 #endif

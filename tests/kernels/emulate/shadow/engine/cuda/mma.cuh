@@ -134,6 +134,7 @@ static inline void load_transposed(uint32_t r[4], const bf16 *row)
 struct copy_pending {
     bf16 *to;
     const bf16 *from;
+    unsigned block;
     struct extent thread;
     int later; /* groups that the thread has ended since */
 };
@@ -142,7 +143,8 @@ static std::vector<struct copy_pending> copies_pending;
 
 static inline bool is_own(const struct copy_pending &copy)
 {
-    return memcmp(&copy.thread, &threadIdx, sizeof copy.thread) == 0;
+    return copy.block == block_place->number &&
+           memcmp(&copy.thread, &threadIdx, sizeof copy.thread) == 0;
 }
 
 static inline void copy_carry_out(bf16 *to, const bf16 *from)
@@ -161,7 +163,7 @@ static inline void copy_async(bf16 *to, const bf16 *from, bool there)
     if (block_coin())
         copy_carry_out(to, from);
     else
-        copies_pending.push_back({to, from, threadIdx, -1});
+        copies_pending.push_back({to, from, block_place->number, threadIdx, -1});
 }
 
 static inline void copies_commit()
