@@ -96,12 +96,15 @@ static float element(const struct layout *layout, const void *at, uint64_t row, 
                                       : bf16_value(((const uint16_t *)at)[place]);
 }
 
-/* op(matrix) as fp32 [rows, cols], row by row. */
+/* Elements of a column of a product that are computed at a time. */
+enum { WIDE = 32 };
+
+/* op(matrix) as fp32 [rows, cols], row by row, and some zeros behind. */
 static float *unpacked(const struct layout *layout, const void *at, cublasOperation_t op)
 {
     uint64_t rows = op == CUBLAS_OP_N ? layout->rows : layout->cols;
     uint64_t cols = op == CUBLAS_OP_N ? layout->cols : layout->rows;
-    float *all = malloc((size_t)rows * (size_t)cols * sizeof *all + 1);
+    float *all = calloc((size_t)rows * (size_t)cols + WIDE, sizeof *all);
 
     demand(all != NULL, "out of memory");
     for (uint64_t i = 0; i < rows; i++)
@@ -137,35 +140,52 @@ static void workspace_use(const struct product_work *w)
         memset(w->workspace + at, 0xff, 64);
 }
 
+/* sums += a row of a, from some column on, times b's element. */
+static void sums_add(float sums[WIDE], const float *restrict row, float times)
+{
+    for (int i = 0; i < WIDE; i++)
+        sums[i] += row[i] * times;
+}
+
+/* a is [k,m] row by row, from some column on, b a row. */
+static void sums_compute(float sums[WIDE], const struct product_work *w, const float *a,
+                         const float *b, uint64_t k)
+{
+    memset(sums, 0, WIDE * sizeof *sums);
+    for (uint64_t step = 0; step < k; step++) {
+        /* (For another length there is another algorithm, and other bits.) */
+        uint64_t l = w->d.cols % 2 == 0 ? step : k - 1 - step;
+
+        sums_add(sums, a + l * w->d.rows, b[l]);
+        if (w->rounds && step == k / 2)
+            for (int i = 0; i < WIDE; i++)
+                sums[i] = bf16_value(bf16_of(sums[i]));
+    }
+}
+
 static void product_run(void *args)
 {
     const struct product_work *w = args;
     uint64_t m = w->d.rows, n = w->d.cols;
     uint64_t k = w->product.transpose_a == CUBLAS_OP_N ? w->a.cols : w->a.rows;
-    float *a, *b;
+    float *a, *b, sums[WIDE];
 
     workspace_use(w);
-    /* a [m,k] row by row, and b transposed: [n,k]. */
-    a = unpacked(&w->a, w->a_at, w->product.transpose_a);
+    /* Both transposed: a [k,m] row by row, and b [n,k]. */
+    a = unpacked(&w->a, w->a_at, w->product.transpose_a == CUBLAS_OP_N ? CUBLAS_OP_T : CUBLAS_OP_N);
     b = unpacked(&w->b, w->b_at, w->product.transpose_b == CUBLAS_OP_N ? CUBLAS_OP_T : CUBLAS_OP_N);
-    for (uint64_t j = 0; j < n; j++)
-        for (uint64_t i = 0; i < m; i++) {
-            size_t place = (size_t)j * (size_t)w->d.stride + i;
-            float sum = 0, y;
+    for (uint64_t i = 0; i < m; i += WIDE)
+        for (uint64_t j = 0; j < n; j++) {
+            sums_compute(sums, w, a + i, b + j * k, k);
+            for (uint64_t row = i; row < m && row < i + WIDE; row++) {
+                size_t place = (size_t)j * (size_t)w->d.stride + row;
+                float y = finished(w, sums[row - i], row, j);
 
-            /* (For another length there is another algorithm, and other bits.) */
-            for (uint64_t step = 0; step < k; step++) {
-                uint64_t l = n % 2 == 0 ? step : k - 1 - step;
-
-                sum += a[i * k + l] * b[j * k + l];
-                if (w->rounds && step == k / 2)
-                    sum = bf16_value(bf16_of(sum));
+                if (w->d.type == CUDA_R_32F)
+                    ((float *)w->d_at)[place] = y;
+                else
+                    ((uint16_t *)w->d_at)[place] = bf16_of(y);
             }
-            y = finished(w, sum, i, j);
-            if (w->d.type == CUDA_R_32F)
-                ((float *)w->d_at)[place] = y;
-            else
-                ((uint16_t *)w->d_at)[place] = bf16_of(y);
         }
     free(a);
     free(b);
