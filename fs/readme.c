@@ -6,7 +6,7 @@ const char readme_text[] =
     "\n"
     "  echo \"a red fox in the snow\" > new\n"
     "  echo \"a red fox --steps 20 --size 768x512 --seed 7 --count 4\" > new\n"
-    "  cat status/progress\n"
+    "  cat status/progress; cat jobs/*/wait             (until all is painted)\n"
     "\n"
     "new        Write a prompt; closing it queues the job. Read back on the same descriptor, it\n"
     "           gives the job's number:   exec 3<>new; echo fox >&3; read id <&3\n"
@@ -43,4 +43,5 @@ const char readme_text[] =
     "  fluxfs -o model=/data/FLUX.1-dev MOUNTPOINT        (or model = ... in fluxfs.ini)\n"
     "  echo /data/FLUX.1-dev > control/model              (while mounted)\n"
     "\n"
-    "A prompt that is refused fails its write() with EINVAL; the reason is in status/error.\n";
+    "A prompt that is refused fails its write() with EINVAL, or its close() if it doesn't end in\n"
+    "a newline; the reason is in status/error.\n";
