@@ -2,12 +2,9 @@
 #include "fs/queue.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -260,66 +257,6 @@ int queue_change(struct queue *queue, struct change *change, struct error *err)
 
 /* ---- Opening and closing ---- */
 
-/* The folders above the last one of a path, as mkdir -p makes them. */
-static int make_parents(const char *folder)
-{
-    char *path = strdup(folder);
-    int rc = path == NULL ? -ENOMEM : 0;
-
-    for (char *slash = path; rc == 0 && (slash = strchr(slash + 1, '/')) != NULL; *slash = '/') {
-        *slash = '\0';
-        if (mkdir(path, 0755) != 0 && errno != EEXIST) {
-            rc = -errno;
-        }
-    }
-    free(path);
-    return rc;
-}
-
-/* Failure: EWOULDBLOCK when it is still locked after so long. */
-static int lock_wait(int fd, unsigned wait_ms)
-{
-    enum { STEP_MS = 20 };
-
-    while (flock(fd, LOCK_EX | LOCK_NB) != 0) {
-        if (errno != EWOULDBLOCK || wait_ms < STEP_MS) {
-            return -errno;
-        }
-        usleep(1000 * STEP_MS);
-        wait_ms -= STEP_MS;
-    }
-    return 0;
-}
-
-/* The folder itself, and the lock that keeps other daemons out of it. */
-static int lock_folder(const char *folder, unsigned wait_ms, int *lock_fd, struct error *err)
-{
-    int rc = make_parents(folder);
-
-    if (rc == 0 && mkdir(folder, 0700) != 0 && errno != EEXIST) {
-        rc = -errno;
-    }
-    if (rc != 0) {
-        return error_set(err, -rc, "%s: can't make the state folder: %s", folder, strerror(-rc));
-    }
-    int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) {
-        return error_set(err, errno, "%s: can't open the state folder: %s", folder,
-                         strerror(errno));
-    }
-    rc = lock_wait(fd, wait_ms);
-    if (rc != 0) {
-        int errnum = rc == -EWOULDBLOCK ? EBUSY : -rc;
-        close(fd);
-        return error_set(err, errnum, "%s: %s", folder,
-                         errnum == EBUSY ? "another fluxfs uses this state folder: give each mount "
-                                           "its own with state_dir"
-                                         : strerror(errnum));
-    }
-    *lock_fd = fd;
-    return 0;
-}
-
 /* Jobs that ran when the last daemon ended wait again. */
 static int recover(struct store *store, int64_t now, struct error *err)
 {
@@ -436,7 +373,7 @@ int queue_open(struct queue **queue, const struct queue_options *options, struct
     pthread_cond_init(&made->wanted, &monotonic);
     pthread_condattr_destroy(&monotonic);
     pthread_cond_init(&made->committed, NULL);
-    int rc = lock_folder(options->folder, options->lock_wait_ms, &made->lock_fd, err);
+    int rc = queue_lock_folder(options->folder, options->lock_wait_ms, &made->lock_fd, err);
     if (rc == 0) {
         rc = load_all(made, path, err);
     }

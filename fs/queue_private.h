@@ -94,6 +94,10 @@ struct queue {
     struct store reader;         /* reader_lock */
 };
 
+/* Makes the folder if need be and locks it until the descriptor is closed; waits so long for
+ * another daemon to end. Failure: EBUSY, or the disk's. */
+int queue_lock_folder(const char *folder, unsigned wait_ms, int *lock_fd, struct error *err);
+
 /* Hands the change to the committing thread and waits for it. */
 int queue_change(struct queue *queue, struct change *change, struct error *err);
 

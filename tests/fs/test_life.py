@@ -131,6 +131,7 @@ class Life(unittest.TestCase):
         other = self.make(state=made.state, start=False)
         result = self.background(other)
         self.assertNotEqual(result.returncode, 0)
+        self.assertRegex(result.stderr, rf"another fluxfs( \(process {made.process.pid}\))? uses this state folder.*wait")
         self.assertFalse(is_mounted(other.path))
 
     def test_stale_mount_is_healed(self):
