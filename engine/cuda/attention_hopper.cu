@@ -257,12 +257,12 @@ __global__ void __launch_bounds__(THREADS, 1)
         registers_drop<24>();
         if (threadIdx.x == 0)
             tiles_fetch(block, maps, items);
-        __syncwarp();
     } else {
         registers_raise<240>();
         queries_do(block, args, size, items);
     }
-    pair_sync(); /* nobody ends while the other may still arrive at its gates */
+    __syncwarp(); /* of some warps, lanes come at different times */
+    pair_sync();  /* nobody ends while the other may still arrive at its gates */
 }
 
 /* ---- on the host ---- */

@@ -2,7 +2,7 @@
 /*
  * What Hopper (sm_90a) has of its own: matrix products of a warpgroup (128 threads, the first a
  * multiple of 128) that read shared memory and go on behind the threads' backs, copies of whole
- * tiles, and the gates through which threads learn that these are done.
+ * tiles, the gates through which threads learn that these are done, and pairs of blocks.
  *
  * In shared memory a matrix lies in panels of 64 columns, one behind the other, at multiples of
  * 1024 bytes: its rows of 128 bytes follow each other, and of row r the 16 bytes numbered i lie at
@@ -95,7 +95,7 @@ __device__ inline void copy_box_to_pair(bf16 *to, const CUtensorMap *map, int x,
 
 /* ---- pairs of blocks: clusters of two ---- */
 
-/* Returns when all threads of both have called it. */
+/* Returns when all threads of both have called it; the lanes of a warp call it together. */
 __device__ inline void pair_sync()
 {
     asm volatile("barrier.cluster.arrive.release.aligned;\n\t"
