@@ -74,7 +74,15 @@ static void choose_shape(struct rig *rig, struct attention_case *sizes, int64_t 
         *size = rig_range(rig, 2000, 4096);
         *queries = rig_range(rig, 30, 80);
         *keys = rig_range(rig, 1, 6);
-    } else if (rig_chance(rig, 5)) { /* more queries than there are multiprocessors for */
+    } else if (rig_chance(rig, 8)) { /* more heads than multiprocessors, several tiles of keys */
+        rig->aligned = true;
+        sizes->heads = (int)(rig_chance(rig, 10) ? 150 : rig_range(rig, 6, 20));
+        *size = 8 * rig_range(rig, 9, 16);
+        *keys = rig_range(rig, 129, 520);
+        if (rig_chance(rig, 50))
+            *keys = 128 * rig_range(rig, 2, 4) + rig_range(rig, -1, 1);
+        *queries = rig_range(rig, 1, 3);
+    } else if (rig_chance(rig, 5)) { /* several blocks of queries of a head */
         rig->aligned = true;
         *size = 8 * rig_range(rig, 9, 16);
         *queries = rig_range(rig, 300, 1100);

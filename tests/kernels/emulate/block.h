@@ -23,9 +23,10 @@ extern "C" {
 
 enum { WARP_LANES = 32, GROUP_LANES_MAX = 128 };
 
-/* The device's multiprocessors: so many blocks run at a time, if they take all of a multiprocessor;
- * and what a block's memory can be there, as on Hopper. */
-enum { MULTIPROCESSORS = 8, BLOCK_BYTES = 227 << 10 };
+/* The device's multiprocessors: so many blocks run at a time, if they take all of a multiprocessor.
+ * Few, so that a block has more than one thing to do; odd, so that pairs leave one over. And what a
+ * block's memory can be there, as on Hopper. */
+enum { MULTIPROCESSORS = 5, BLOCK_BYTES = 227 << 10 };
 
 struct extent {
     unsigned x, y, z;

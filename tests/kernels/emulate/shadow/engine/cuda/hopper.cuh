@@ -71,6 +71,42 @@ static inline void gate_arrive(struct gate *gate)
     gate_expect(gate, 0);
 }
 
+/* ---- products that were begun ---- */
+
+enum { COLS_OF_B = 128, WARPGROUPS = 8 };
+
+struct wgmma_lane {
+    float *c;
+    const uint32_t *in_registers; /* a, or NULL: */
+    const bf16 *a, *b;
+    int panel_bytes; /* of b, whose rows are k then */
+    bool add;
+};
+
+struct wgmma_pending {
+    struct wgmma_lane lanes[WARPGROUP];
+    int later; /* groups that were ended since */
+};
+
+static std::vector<struct wgmma_pending> products_pending[MULTIPROCESSORS][WARPGROUPS];
+
+static inline bool is_within(const void *place, const char *from, size_t bytes)
+{
+    return place != NULL && (const char *)place >= from && (const char *)place < from + bytes;
+}
+
+/* Whether a product that may not be done yet reads from there. */
+static inline bool product_reads(const void *from, size_t bytes)
+{
+    for (const auto &of_block : products_pending)
+        for (const std::vector<struct wgmma_pending> &of_group : of_block)
+            for (const struct wgmma_pending &product : of_group)
+                if (is_within(product.lanes[0].a, (const char *)from, bytes) ||
+                    is_within(product.lanes[0].b, (const char *)from, bytes))
+                    return true;
+    return false;
+}
+
 /* ---- copies: one happens at once or when its gate is waited for ---- */
 
 struct box_pending {
@@ -85,7 +121,10 @@ static std::vector<struct box_pending> boxes_pending;
 static inline void box_carry_out(const struct box_pending &box)
 {
     const struct device_map &map = box.map;
+    int32_t bytes = (int32_t)(map.box[0] * map.box[1] * map.box[2] * 2);
 
+    if (product_reads(box.to, (size_t)bytes))
+        hopper_forbidden("a box is copied over what a product reads");
     for (int64_t z = 0; z < map.box[2]; z++)
         for (int64_t y = 0; y < map.box[1]; y++)
             for (int64_t x = 0; x < map.box[0]; x++) {
@@ -102,7 +141,7 @@ static inline void box_carry_out(const struct box_pending &box)
             }
     if (box.gate->arrivals == 0xff)
         hopper_forbidden("bytes come to a gate that was not made");
-    box.gate->bytes -= (int32_t)(map.box[0] * map.box[1] * map.box[2] * 2);
+    box.gate->bytes -= bytes;
     gate_advance(box.gate);
 }
 
@@ -169,23 +208,6 @@ template <int COUNT> static inline void registers_raise()
 }
 
 /* ---- products, carried out one after the other; all that are waited for ---- */
-
-enum { COLS_OF_B = 128, WARPGROUPS = 8 };
-
-struct wgmma_lane {
-    float *c;
-    const uint32_t *in_registers; /* a, or NULL: */
-    const bf16 *a, *b;
-    int panel_bytes; /* of b, whose rows are k then */
-    bool add;
-};
-
-struct wgmma_pending {
-    struct wgmma_lane lanes[WARPGROUP];
-    int later; /* groups that were ended since */
-};
-
-static std::vector<struct wgmma_pending> products_pending[MULTIPROCESSORS][WARPGROUPS];
 
 static inline float shared_element(const bf16 *start, int64_t bytes)
 {
