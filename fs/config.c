@@ -169,8 +169,10 @@ static int apply_word(struct config *config, const char *option, char *word, str
 
     if (equals != NULL)
         *equals = '\0';
-    if (config_key_set(config, word, equals != NULL ? equals + 1 : NULL, &inner) == 0)
+    if (config_key_set(config, word, equals != NULL ? equals + 1 : NULL, &inner) == 0) {
+        config->given |= config_key_bits(word);
         return 0;
+    }
     return error_set(err, -inner.code, "%s%s", option, inner.text);
 }
 
@@ -409,6 +411,7 @@ static int complete(struct config *config, const struct arguments *found, struct
     if (named) {
         free(config->model);
         config->model = strdup(source);
+        config->given |= config_key_bits("model");
     }
     if (make_absolute(&config->mountpoint, err) != 0 || make_absolute(&config->model, err) != 0 ||
         make_absolute(&config->module_dir, err) != 0 ||

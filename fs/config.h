@@ -57,6 +57,7 @@ struct config {
     bool noexec;       /* mounted so */
     bool foreground;
     enum log_level log_level;
+    uint32_t given; /* which keys the command line has: config_key_bits */
 };
 
 /* Reads everything. On failure the config needs no finishing. Errors are one line that names file,

@@ -55,6 +55,8 @@ static const struct key keys[] = {
 
 enum { KEYS = sizeof keys / sizeof *keys };
 
+_Static_assert(KEYS <= 32, "config.given has a bit for each");
+
 static const struct key *key_find(const char *name)
 {
     char plain[32];
@@ -80,6 +82,15 @@ bool config_key_is_flag(const char *name)
     const struct key *key = key_find(name);
 
     return key != NULL && key->kind == FLAG;
+}
+
+uint32_t config_key_bits(const char *name)
+{
+    const struct key *key = key_find(name);
+
+    if (key != NULL && strcmp(key->name, "size") == 0)
+        return config_key_bits("width") | config_key_bits("height");
+    return key != NULL ? UINT32_C(1) << (key - keys) : 0;
 }
 
 void config_keys_print(FILE *out)
@@ -300,6 +311,7 @@ static int check_unit(double value, uint64_t least, struct error *err)
                      value == 1 ? "" : "s", offer);
 }
 
+/* `least` is 0 where "auto" is possible. */
 static int parse_size(uint64_t *bytes, const char *text, uint64_t least, struct error *err)
 {
     char shown[TEXT_SHOWN_BYTES], *end;
@@ -307,7 +319,7 @@ static int parse_size(uint64_t *bytes, const char *text, uint64_t least, struct 
     double value;
     int shift;
 
-    if (strcmp(text, "auto") == 0) {
+    if (least == 0 && strcmp(text, "auto") == 0) {
         *bytes = 0;
         return 0;
     }
@@ -323,8 +335,8 @@ static int parse_size(uint64_t *bytes, const char *text, uint64_t least, struct 
         end++;
     shift = size_shift(end);
     if (text[0] < '0' || text[0] > '9' || text[1] == 'x' || text[1] == 'X' || shift < 0)
-        return error_set(err, EINVAL, "\"%s\" is no size (try 12G, 22.3G, 512M or auto)",
-                         text_show(shown, text));
+        return error_set(err, EINVAL, "\"%s\" is no size (try %s)", text_show(shown, text),
+                         least == 0 ? "12G, 22.3G, 512M or auto" : "12G, 512M, or 0 for no limit");
     if (*end == '\0' && check_unit(value, least, err) != 0)
         return -EINVAL;
     value = ldexp(value, shift);

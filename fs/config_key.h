@@ -12,6 +12,9 @@ int config_key_set(struct config *config, const char *key, const char *value, st
 bool config_key_known(const char *key);
 bool config_key_is_flag(const char *key);
 
+/* One bit for the key, of `size` those of width and height; 0 if it is none. */
+uint32_t config_key_bits(const char *key);
+
 /* A line for each key, for --help. */
 void config_keys_print(FILE *out);
 

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "fs/board.h"
+#include "fs/config_key.h"
 
 enum { MAX_VALUE_BYTES = 4096, KEY_BYTES = 64 };
 
@@ -84,10 +85,6 @@ static int value_parse(struct control_values *values, enum control_key key, cons
     case CONTROL_VRAM_BUDGET:
         return config_parse_size(&values->vram_budget_bytes, value, err);
     case CONTROL_IMAGES_LIMIT:
-        if (strcmp(value, "none") == 0) {
-            values->images_limit_bytes = 0;
-            return 0;
-        }
         return config_parse_images_limit(&values->images_limit_bytes, value, err);
     case CONTROL_PAUSE:
         return pause_parse(&values->paused, value, err);
@@ -95,6 +92,31 @@ static int value_parse(struct control_values *values, enum control_key key, cons
         return model_parse(values->model, sizeof values->model, value, err);
     default:
         return prompt_values_set(&values->prompt, names[key], value, NULL, err);
+    }
+}
+
+/* As value_parse takes it back. */
+static void value_format(char text[MAX_VALUE_BYTES], enum control_key key,
+                         const struct control_values *values)
+{
+    switch (key) {
+    case CONTROL_VRAM_BUDGET:
+        config_format_size(text, values->vram_budget_bytes);
+        break;
+    case CONTROL_IMAGES_LIMIT:
+        config_format_size(text, values->images_limit_bytes);
+        if (values->images_limit_bytes == 0) {
+            strcpy(text, "0");
+        }
+        break;
+    case CONTROL_PAUSE:
+        strcpy(text, values->paused ? "1" : "0");
+        break;
+    case CONTROL_MODEL:
+        strcpy(text, values->model);
+        break;
+    default:
+        prompt_values_get(&values->prompt, names[key], text, NULL);
     }
 }
 
@@ -116,15 +138,6 @@ static void value_copy(struct control_values *to, enum control_key key,
         break;
     case CONTROL_MODEL:
         memcpy(to->model, from->model, sizeof to->model);
-        break;
-    case CONTROL_STEPS: /* 0, "as the model likes", is no value that a text can set */
-        to->prompt.steps = from->prompt.steps;
-        break;
-    case CONTROL_WIDTH:
-        to->prompt.width_px = from->prompt.width_px;
-        break;
-    case CONTROL_HEIGHT:
-        to->prompt.height_px = from->prompt.height_px;
         break;
     default:
         if (prompt_values_get(&from->prompt, names[key], text, NULL) == 0) {
@@ -248,33 +261,36 @@ int64_t control_changed_ns(struct control *control, enum control_key key)
 void control_show(struct control *control, enum control_key key, struct text *text)
 {
     struct control_values values;
-    char shown[PROMPT_VALUE_BYTES];
-    bool open;
+    char shown[MAX_VALUE_BYTES];
 
     control_values(control, &values);
-    open = (key == CONTROL_STEPS && values.prompt.steps == 0) ||
-           (key == CONTROL_WIDTH && values.prompt.width_px == 0) ||
-           (key == CONTROL_HEIGHT && values.prompt.height_px == 0);
-    switch (key) {
-    case CONTROL_VRAM_BUDGET:
-        config_format_size(shown, values.vram_budget_bytes);
-        break;
-    case CONTROL_IMAGES_LIMIT:
-        config_format_size(shown, values.images_limit_bytes);
-        if (values.images_limit_bytes == 0) {
-            snprintf(shown, sizeof shown, "none");
-        }
-        break;
-    case CONTROL_PAUSE:
-        snprintf(shown, sizeof shown, "%d", values.paused);
-        break;
-    case CONTROL_MODEL:
-        text_print(text, "%s\n", values.model);
-        return;
-    default:
-        if (open || prompt_values_get(&values.prompt, names[key], shown, NULL) != 0) {
-            snprintf(shown, sizeof shown, "default");
-        }
-    }
+    value_format(shown, key, &values);
     text_print(text, "%s\n", shown);
+}
+
+bool control_warning(struct control *control, enum control_key key, const struct config *config,
+                     char line[CONTROL_WARNING_BYTES])
+{
+    struct control_values values;
+    char kept[MAX_VALUE_BYTES], given[MAX_VALUE_BYTES];
+
+    control_values(control, &values);
+    if (key == CONTROL_PAUSE && values.paused) {
+        snprintf(line, CONTROL_WARNING_BYTES,
+                 "control/pause holds 1 from before: prompts wait; write 0 to it to go on");
+        return true;
+    }
+    if ((config->given & config_key_bits(names[key])) == 0) {
+        return false;
+    }
+    value_format(kept, key, &values);
+    value_format(given, key, &control->configured);
+    if (strcmp(kept, given) == 0) {
+        return false;
+    }
+    snprintf(line, CONTROL_WARNING_BYTES,
+             "control/%s holds %.300s from before, which goes over the %.300s given; write default "
+             "to it to undo that",
+             names[key], kept, given);
+    return true;
 }

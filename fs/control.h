@@ -32,6 +32,8 @@ enum control_key {
     CONTROL_KEYS,
 };
 
+enum { CONTROL_WARNING_BYTES = 800 };
+
 struct control_values {
     struct prompt_values prompt;
     uint64_t vram_budget_bytes, images_limit_bytes;
@@ -72,6 +74,11 @@ void control_show(struct control *control, enum control_key key, struct text *te
 /* Whether a folder could hold a checkpoint. EINVAL: there is none, or no model_index.json in it, or
  * the config or weights of a part are missing or broken. */
 int control_check_model(const char *folder, struct error *err);
+
+/* What should be told at a mount: a value kept that goes over one of the command line, or that
+ * painting is paused. False: nothing. */
+bool control_warning(struct control *control, enum control_key key, const struct config *config,
+                     char line[CONTROL_WARNING_BYTES]);
 
 void control_values(struct control *control, struct control_values *values);
 int64_t control_changed_ns(struct control *control, enum control_key key);

@@ -148,12 +148,43 @@ static void warn(const struct config *config)
     }
 }
 
+/* In the background for whoever types, too. */
+static void warn_kept(struct daemon *daemon, const struct launch *launch)
+{
+    char line[CONTROL_WARNING_BYTES];
+
+    for (enum control_key key = 0; key < CONTROL_KEYS; key++) {
+        if (control_warning(&daemon->control, key, daemon->config, line)) {
+            log_line(LOG_LEVEL_WARNING, "%s", line);
+            if (launch->detached) {
+                fprintf(stderr, "fluxfs: %s\n", line);
+            }
+        }
+    }
+}
+
+static int check_trace(const char *path, struct error *err)
+{
+    int fd = path != NULL ? open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0666) : -1;
+
+    if (path != NULL && fd < 0) {
+        return error_set(err, errno, "trace: %.150s: %s", path, strerror(errno));
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+    return 0;
+}
+
 static int run(const struct config *config, struct launch *launch, struct error *err)
 {
     static struct daemon daemon; /* zeroed, and too large for some stacks */
     struct notifier *notifier = NULL;
     int code = mount_prepare(config->mountpoint, err);
 
+    if (code == 0) {
+        code = check_trace(config->trace_path, err);
+    }
     if (code == 0) {
         warn(config);
     }
@@ -171,6 +202,7 @@ static int run(const struct config *config, struct launch *launch, struct error 
     daemon.owner = launch;
     code = daemon_open(&daemon, config, notifier, err);
     if (code == 0) {
+        warn_kept(&daemon, launch);
         code = serve(&daemon, err);
     }
     daemon_close(&daemon);

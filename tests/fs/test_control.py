@@ -3,6 +3,7 @@
 
 import errno
 import os
+import re
 import time
 import unittest
 
@@ -42,13 +43,15 @@ class Control(MountTest):
         job = self.mount.paint("a fox\n")
         for value, why in (("12", "12 is 12 bytes: write 12G\n"),
                            ("500", "500 is 500 bytes: write 500G, or 500M\n"),
-                           ("1K", "1K is less than 64 MiB: write 64M or more, or 0 for no limit")):
+                           ("1K", "1K is less than 64 MiB: write 64M or more, or 0 for no limit"),
+                           ("auto", '"auto" is no size (try 12G, 512M, or 0 for no limit)'),
+                           ("none", '"none" is no size (try 12G, 512M, or 0 for no limit)')):
             said = self.mount.shell(f"echo {value} > mnt/control/images_limit")
             self.assertNotEqual(said.returncode, 0)
             self.assertIn("Invalid argument", said.stderr)
             self.assertIn(f"images_limit: {why}", self.mount.read("status", "error"))
             self.assertTrue(os.path.exists(self.mount.at("images", self.mount.image(job))))
-        for value, shown in (("64M", "64M\n"), ("0", "none\n")):
+        for value, shown in (("64M", "64M\n"), ("0", "0\n")):
             self.mount.write(value, "control", "images_limit")
             self.assertEqual(self.mount.read("control", "images_limit"), shown)
 
@@ -63,8 +66,32 @@ class Control(MountTest):
         for key, value in shown.items():
             self.assertEqual(self.mount.read("control", key), value, key)
         self.mount.write("default\n", "control", "steps")
-        self.assertEqual(self.mount.read("control", "steps"), "default\n")
+        self.assertEqual(self.mount.read("control", "steps"), "auto\n")
         wait_for(lambda: "budget 100.0 MiB" in self.mount.read("status", "vram"), "the budget")
+
+    def test_what_is_read_can_be_written(self):
+        self.mount.stop()
+        self.mount.options = ["--steps=9", "--width=96", "--images-limit=64M"]
+        self.mount.start()
+        for key, value in (("steps", "auto"), ("width", "auto"), ("images_limit", "0"), ("seed", "random")):
+            self.mount.write(value, "control", key)
+        for key in os.listdir(self.mount.at("control")):
+            value = self.mount.read("control", key)
+            self.mount.write(value, "control", key)
+            self.assertEqual(self.mount.read("control", key), value, key)
+        self.assertEqual(self.mount.read("control", "steps"), "auto\n")
+
+    def test_mount_tells_which_options_do_not_count(self):
+        for key, value in (("steps", "9"), ("width", "96"), ("height", "64"), ("seed", "5"), ("pause", "1")):
+            self.mount.write(value, "control", key)
+        self.mount.stop()
+        self.mount.options = ["--steps=4", "-o", "size=64x64,guidance=2"]
+        self.mount.start()
+        said = [line for line in self.mount.read_log().splitlines() if "from before" in line]
+        self.assertEqual([re.sub("; .*", "", line) for line in said], [
+            "fluxfs: control/steps holds 9 from before, which goes over the 4 given",
+            "fluxfs: control/width holds 96 from before, which goes over the 64 given",
+            "fluxfs: control/pause holds 1 from before: prompts wait"])
 
     def test_budget_while_painting(self):
         self.mount.write("128M\n", "control", "vram_budget")

@@ -86,6 +86,14 @@ class Life(unittest.TestCase):
         self.assertNotEqual(result.returncode, 0)
         self.assertIn("state", result.stderr)
 
+    def test_trace_that_cannot_be_written(self):
+        made = self.make(start=False)
+        made.options = ["--trace=/no/such/folder/t"]
+        result = self.background(made)
+        self.assertNotEqual(result.returncode, 0)
+        self.assertIn("trace: /no/such/folder/t: No such file or directory", result.stderr)
+        self.assertFalse(is_mounted(made.path))
+
     @needs("fuser")
     def test_background_warns(self):
         """Of what is no reason not to mount."""
