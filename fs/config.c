@@ -3,11 +3,11 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <ini.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "fs/config_ini.h"
 #include "fs/config_key.h"
 #include "fs/config_plan.h"
 #include "fs/text.h"
@@ -35,97 +35,6 @@ void config_finish(struct config *config)
         free(*strings[i]);
         *strings[i] = NULL;
     }
-}
-
-/* ---- ini files ---- */
-
-struct ini_state {
-    struct config *config;
-    FILE *file;
-    int lines;          /* read so far */
-    int bad_line;       /* the first that inih would have cut or misunderstood; 0: none */
-    struct error first; /* inih goes on after an error; only the first is told */
-};
-
-/* A line for inih, without the blanks before it, which would make it a continuation of the value
- * above. inih's buffer is short, and cuts what is longer without a word: such lines are noted. */
-static char *ini_read(char *line, int size, void *stream)
-{
-    struct ini_state *state = stream;
-    char *read = fgets(line, size, state->file);
-
-    if (read == NULL)
-        return NULL;
-    state->lines++;
-    if (strchr(line, '\n') == NULL && !feof(state->file)) {
-        if (state->bad_line == 0)
-            state->bad_line = state->lines;
-        return NULL;
-    }
-    size_t blanks = strspn(line, " \t");
-    memmove(line, line + blanks, strlen(line + blanks) + 1);
-    return line;
-}
-
-static int ini_pair(void *user, const char *section, const char *key, const char *value)
-{
-    struct ini_state *state = user;
-    struct error err;
-
-    if (section[0] != '\0' && strcmp(section, "fluxfs") != 0) {
-        error_set(&err, EINVAL, "section [%.40s] is unknown; settings belong into [fluxfs]",
-                  section);
-    } else if (config_key_set(state->config, key, value, &err) == 0) {
-        return 1;
-    }
-    if (state->first.code == 0)
-        state->first = err;
-    return 0;
-}
-
-static int ini_load(struct config *config, const char *path, bool required, struct error *err)
-{
-    struct ini_state state = {.config = config, .file = fopen(path, "re")};
-    int line;
-
-    if (state.file == NULL) {
-        if (errno == ENOENT && !required)
-            return 0;
-        return error_set(err, errno, "%.150s: %s", path, strerror(errno));
-    }
-    line = ini_parse_stream(ini_read, &state, ini_pair, &state);
-    if (line == 0 && state.bad_line != 0) {
-        line = state.bad_line;
-        error_set(err, EINVAL, "%.150s:%d: is longer than %d bytes, or no text", path, line,
-                  INI_MAX_LINE - 2);
-    } else if (line > 0 && state.first.code == 0)
-        error_set(err, EINVAL, "%.150s:%d: is neither `key = value` nor [section]", path, line);
-    else if (line > 0)
-        error_set(err, -state.first.code, "%.120s:%d: %.120s", path, line, state.first.text);
-    else if (line < 0 || ferror(state.file)) {
-        error_set(err, EIO, "%.150s: can't be read", path);
-        line = -1;
-    }
-    fclose(state.file);
-    return line == 0 ? 0 : err->code;
-}
-
-static int ini_load_all(struct config *config, const char *named, struct error *err)
-{
-    const char *base = getenv("XDG_CONFIG_HOME"), *home = getenv("HOME");
-    char path[4096];
-
-    if (named != NULL)
-        return ini_load(config, named, true, err);
-    if (ini_load(config, FLUXFS_SYSTEM_FILE, false, err) != 0)
-        return err->code;
-    if (base != NULL && base[0] == '/')
-        snprintf(path, sizeof path, "%s/fluxfs/fluxfs.ini", base);
-    else if (home != NULL && home[0] == '/')
-        snprintf(path, sizeof path, "%s/.config/fluxfs/fluxfs.ini", home);
-    else
-        return 0;
-    return ini_load(config, path, false, err);
 }
 
 /* ---- the command line ---- */
@@ -344,14 +253,17 @@ static int make_absolute(char **path, struct error *err)
 }
 
 /* A folder of its own for each mountpoint: /mnt/flux keeps its state in …/fluxfs/mnt-flux. */
-static char *default_state_dir(const char *mountpoint)
+static char *default_state_dir(const char *mountpoint, struct error *err)
 {
     const char *base = getenv("XDG_STATE_HOME"), *home = getenv("HOME");
     char *instance = strdup(mountpoint + strspn(mountpoint, "/")), *path = NULL;
+    bool homeless = false;
     int length = -1;
 
-    if (instance == NULL)
+    if (instance == NULL) {
+        error_set(err, ENOMEM, "out of memory");
         return NULL;
+    }
     for (char *c = instance; *c != '\0'; c++)
         if (*c == '/')
             *c = '-';
@@ -361,9 +273,15 @@ static char *default_state_dir(const char *mountpoint)
         length = asprintf(&path, "/var/lib/fluxfs/%s", instance);
     else if (base != NULL && base[0] == '/')
         length = asprintf(&path, "%s/fluxfs/%s", base, instance);
+    else if (home != NULL && home[0] == '/')
+        length = asprintf(&path, "%s/.local/state/fluxfs/%s", home, instance);
     else
-        length = asprintf(&path, "%s/.local/state/fluxfs/%s", home != NULL ? home : "", instance);
+        homeless = true;
     free(instance);
+    if (homeless)
+        error_set(err, EINVAL, "HOME isn't set: say with --state-dir where queue and images go");
+    else if (length < 0)
+        error_set(err, ENOMEM, "out of memory");
     return length < 0 ? NULL : path;
 }
 
@@ -431,11 +349,12 @@ static int complete(struct config *config, const struct arguments *found, struct
         config->module_dir = find_beside(modules, "fluxfs-cuda.so");
     if (config->backend == NULL)
         config->backend = strdup("auto");
-    if (config->state_dir == NULL && config->mountpoint != NULL)
-        config->state_dir = default_state_dir(config->mountpoint);
-    if ((mounts && (config->mountpoint == NULL || config->state_dir == NULL)) ||
-        config->source == NULL || config->backend == NULL)
+    if ((mounts && config->mountpoint == NULL) || config->source == NULL || config->backend == NULL)
         return error_set(err, ENOMEM, "out of memory");
+    if (mounts && config->state_dir == NULL)
+        config->state_dir = default_state_dir(config->mountpoint, err);
+    if (mounts && config->state_dir == NULL)
+        return err->code;
     return 0;
 }
 
@@ -451,7 +370,7 @@ int config_load(struct config *out, int argc, char *const argv[], struct error *
         *out = config;
         return 0;
     }
-    if (ini_load_all(&config, early.config_file, err) != 0 ||
+    if (config_ini_load(&config, early.config_file, err) != 0 ||
         apply_arguments(&config, &found, argc, argv, err) != 0 ||
         complete(&config, &found, err) != 0) {
         config_finish(&config);

@@ -1,13 +1,35 @@
 /* SPDX-License-Identifier: MIT */
 #include "fs/plan.h"
 
+#include <errno.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine/engine.h"
 
 enum { MAP_COLUMNS = 100 };
+
+struct duration_text {
+    char text[32];
+};
+
+static struct duration_text duration(double seconds)
+{
+    struct duration_text shown;
+    long whole = lround(seconds);
+
+    if (seconds > 0 && seconds < 1)
+        snprintf(shown.text, sizeof shown.text, "%.4g ms", 1e3 * seconds);
+    else if (seconds < 600)
+        snprintf(shown.text, sizeof shown.text, "%.4g s", seconds);
+    else if (seconds < 3600)
+        snprintf(shown.text, sizeof shown.text, "%ld min %ld s", whole / 60, whole % 60);
+    else
+        snprintf(shown.text, sizeof shown.text, "%ld h %ld min", whole / 3600, whole / 60 % 60);
+    return shown;
+}
 
 static void print_size(FILE *out, uint64_t bytes)
 {
@@ -77,17 +99,33 @@ static void print_memory(const struct engine_forecast *f, FILE *out)
 static void print_time(const struct engine_forecast *f, uint32_t jobs, FILE *out)
 {
     fprintf(out, "\nTime\n");
-    fprintf(out, "  a step             %.4g s: %.4g s of computing, %.4g s of copying weights\n",
-            f->step_s, f->step_compute_s, f->step_copy_s);
-    fprintf(out,
-            "  a picture          %.4g s: text %.4g, modulations %.4g, steps %.4g, decoding %.4g\n",
-            f->picture_s, f->text_s, f->condition_s, f->denoise_s, f->decode_s);
-    fprintf(out, "  the first picture  %.4g s, when nothing is on the device yet\n", f->first_s);
+    fprintf(out, "  a step             %s: %s of computing, %s of copying weights\n",
+            duration(f->step_s).text, duration(f->step_compute_s).text,
+            duration(f->step_copy_s).text);
+    fprintf(out, "  a picture          %s: text %s, modulations %s, steps %s, decoding %s\n",
+            duration(f->picture_s).text, duration(f->text_s).text, duration(f->condition_s).text,
+            duration(f->denoise_s).text, duration(f->decode_s).text);
+    fprintf(out, "  the first picture  %s, when nothing is on the device yet\n",
+            duration(f->first_s).text);
     if (jobs > 1)
-        fprintf(out,
-                "  %-2" PRIu32 " that wait       %.4g s a picture, %.4g s a step of each: %d %s\n",
-                jobs, f->together_s, f->together_step_s, f->together,
+        fprintf(out, "  %-2" PRIu32 " that wait       %s a picture, %s a step of each: %d %s\n",
+                jobs, duration(f->together_s).text, duration(f->together_step_s).text, f->together,
                 f->together > 1 ? "go in step" : "at a time");
+}
+
+static int check_card(const struct config_plan *plan, struct error *err)
+{
+    bool described = plan->link_gb_s > 0 || plan->tflops > 0 || plan->bandwidth_gb_s > 0;
+    const char *missing = plan->vram_bytes == 0  ? "--vram"
+                          : plan->link_gb_s <= 0 ? "--link"
+                          : plan->tflops <= 0    ? "--tflops"
+                                                 : NULL;
+
+    if (described && missing != NULL)
+        return error_set(err, EINVAL,
+                         "a card is described by --vram, --link and --tflops: %s is missing",
+                         missing);
+    return 0;
 }
 
 int plan_print(const struct config *config, FILE *out, struct error *err)
@@ -109,6 +147,8 @@ int plan_print(const struct config *config, FILE *out, struct error *err)
     struct engine_forecast f;
     uint32_t jobs = plan->jobs > 0 ? plan->jobs : 1;
 
+    if (check_card(plan, err) != 0)
+        return err->code;
     if (engine_forecast(&f, &options, &device, &request, (int)jobs, err) != 0)
         return err->code;
     print_device(&f, plan->tflops > 0, out);

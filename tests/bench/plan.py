@@ -19,13 +19,20 @@ def output(command):
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
+def seconds(text):
+    """Of a time as the plan has it: 12.3 ms, 45.6 s, 12 min 3 s, 1 h 12 min."""
+    words = text.split()
+    units = {'h': 3600, 'min': 60, 's': 1, 'ms': 0.001}
+    return sum(float(number) * units[unit] for number, unit in zip(words[::2], words[1::2]))
+
+
 def foretold(fluxfs, model, backend, size, steps, modules, budget_mb):
     more = [] if modules == 'none' else [f'--module-dir={modules}']
     text = output([fluxfs, '--config=/dev/null', '--plan', f'--model={model}', f'--backend={backend}',
                    f'--size={size}', f'--steps={steps}', f'--vram-budget={budget_mb}000000', *more])
-    picture = re.search(r'a picture +(\S+) s:.* steps ([^,]+),', text)
+    picture = re.search(r'a picture +([^:]+):.* steps ([^,]+),', text)
     rates = re.search(r'^device .*: [^,]+, (.*) \(measured', text, re.M)
-    return float(picture[2]) / int(steps), float(picture[1]), rates[1] if rates else ''
+    return seconds(picture[2]) / int(steps), seconds(picture[1]), rates[1] if rates else ''
 
 
 def measured(picture, model, backend, size, steps, modules, budget_mb):

@@ -27,16 +27,29 @@ class Plan(unittest.TestCase):
         self.assertIsNotNone(found, text)
         return float(found[1])
 
+    def seconds(self, of, text):
+        found = re.search(of + r" +((?:[\d.]+ (?:h|min|s|ms) ?)+)[:,]?", text)
+        self.assertIsNotNone(found, text)
+        units = {"h": 3600, "min": 60, "s": 1, "ms": 0.001}
+        return sum(float(number) * units[unit] for number, unit in re.findall(r"([\d.]+) (h|min|s|ms)\b", found[1]))
+
+    def test_times_have_units(self):
+        slow = self.plan(f"--model={CONFIGS}", "--vram=24G", "--link=25", "--tflops=0.1", "--steps=50")
+        self.assertRegex(slow, r"a step +1[23] min \d+ s: .* of computing")
+        self.assertRegex(slow, r"a picture +1\d h \d+ min: text .* s, modulations .* s, steps .* min, decoding ")
+        fast = self.plan(f"--model={MODEL}", *CARD)
+        self.assertRegex(fast, r"a step +[\d.]+ ms: ")
+
     def test_all_stays_on_a_large_card(self):
         text = self.plan(f"--model={CONFIGS}", *CARD, "--vram-budget=22G")
         self.assertIn("flux1-dev, 1024x1024, 28 steps", text)
         self.assertIn("budget    22.00 GiB", text)
         self.assertIn("nothing of 16.04 GiB", text)
         self.assertNotIn(".", re.search(r"^  ([#.]+)$", text, re.M)[1])
-        step = self.number(r"a step +([\d.]+) s", text)
+        step = self.seconds("a step", text)
         # 74 TFLOP; and a step's activations through 1000 GB/s.
         self.assertTrue(0.44 < step < 0.5, text)
-        picture = self.number(r"a picture +([\d.]+) s", text)
+        picture = self.seconds("a picture", text)
         self.assertTrue(28 * step < picture < 28 * step + 2, text)
 
     def test_streams_within_less(self):
@@ -44,7 +57,7 @@ class Plan(unittest.TestCase):
         passing = self.number(r"each step: ([\d.]+) GiB", text)
         self.assertTrue(13 < passing < 16.04, text)
         self.assertIn("double text MLP", text)
-        self.assertGreater(self.number(r"a step +([\d.]+) s", text), passing * 1.0737 / 25)
+        self.assertGreater(self.seconds("a step", text), passing * 1.0737 / 25)
         self.assertIn("4  that wait", text)
         self.assertIn("go in step", text)
 
@@ -56,13 +69,13 @@ class Plan(unittest.TestCase):
         text = self.plan(f"--model={MODEL}", "--backend=cpu", "--size=64", "--steps=2")
         self.assertIn("measured", text)
         self.assertIn("mini, 64x64, 2 steps", text)
-        self.assertGreater(self.number(r"a picture +([\d.e-]+) s", text), 0)
+        self.assertGreater(self.seconds("a picture", text), 0)
 
     def test_refusals(self):
         text = self.plan(f"--model={CONFIGS}", *CARD, "--vram-budget=0.9G", fails=True)
         least = re.search(r"needs a vram_budget of ([\d.]+ MiB) at least; it is 921.6 MiB", text)
         self.plan(f"--model={CONFIGS}", *CARD, f"--vram-budget={least[1]}")
-        for words, why in ((["--vram=24G", "--link=25"], "all three"),
+        for words, why in ((["--vram=24G", "--link=25"], "--tflops is missing"), (["--vram=24G", "--bandwidth=900"], "--link is missing"),
                            (["--link=0"], "--link: \"0\""), (["--tflops=x"], "--tflops: \"x\""),
                            (["--vram=1Q"], "--vram: \"1Q\""),
                            (["--vram=24"], "--vram: 24 is 24 bytes: write 24G, or 24M"),

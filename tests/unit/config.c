@@ -207,6 +207,25 @@ static void test_sizes_without_unit(void)
     expect_refused("", "--images_limit: 12 is 12 bytes: write 12G", "--images-limit=12");
 }
 
+static void test_comment_of_another_kind(void)
+{
+    expect_refused("[fluxfs]\nsteps = 4 # few\n", "a comment begins with \" ;\"", NULL);
+}
+
+/* Last, since the home is gone then. */
+static void test_without_home(void)
+{
+    struct config config;
+
+    if (getuid() == 0)
+        return; /* whose state has a place of its own */
+    unsetenv("HOME");
+    unsetenv("XDG_STATE_HOME");
+    write_ini("");
+    EXPECT(LOAD(&config, "--model=/x", "/m") == -EINVAL && strstr(err.text, "--state-dir") != NULL,
+           "%s", err.text);
+}
+
 static void test_images_limit(void)
 {
     struct config config;
@@ -280,7 +299,9 @@ int main(void)
     test_sizes();
     test_sizes_without_unit();
     test_images_limit();
+    test_comment_of_another_kind();
     test_sizes_shown();
+    test_without_home();
     unlink(ini);
     rmdir(folder);
     return test_finish();
