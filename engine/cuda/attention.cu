@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Attention. Heads of up to 128 go through one fused kernel, larger ones through matrix products,
- * with the scores of some queries at a time in the workspace. Where cuDNN is there, it does what it
- * can (dnn.h), but for what has a kernel of its own on Hopper.
+ * with the scores of some queries at a time in the workspace. Where cuDNN is there, and the card is
+ * not a Hopper, it does what it can (dnn.h).
  */
 #include <assert.h>
 
@@ -168,11 +168,8 @@ extern "C" void cuda_attention(struct backend *backend, const struct attention *
     int64_t size = args->q.cols / args->heads;
 
     assert(args->q.dtype == DTYPE_BF16 && args->y.dtype == DTYPE_BF16 && args->scale > 0);
-    if (args->q.rows == 0 || args->k.rows == 0)
-        return;
-    if (cuda->dnn.preferred && dnn_attention(cuda, args))
-        return;
-    if (by_hopper(cuda, args, size) || dnn_attention(cuda, args))
+    if (args->q.rows == 0 || args->k.rows == 0 || dnn_attention(cuda, args) ||
+        by_hopper(cuda, args, size))
         return;
     if (size <= 64) /* small blocks, many at once: they wait for the bias */
         attention_fused<layout<64, 1, 32, 4, 3, 4>>(cuda, args);

@@ -280,7 +280,8 @@ void dnn_open(struct cuda_backend *cuda)
     const char *wish = getenv("FLUXFS_CUDNN");
     struct dnn *dnn = &cuda->dnn;
 
-    dnn->preferred = wish != NULL && strcmp(wish, "on") == 0;
+    if (cuda->capability == 90 && (wish == NULL || strcmp(wish, "on") != 0))
+        return;
     if (!dnn_library_open(&dnn->library) || dnn->library.create(&dnn->handle) != DNN_SUCCESS) {
         dnn->handle = NULL;
         return;

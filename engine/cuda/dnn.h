@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Attention by cuDNN, where the library is there (9.13 or newer, found at run time): through its C
- * back-end API, whose one operation for it takes matrices of any stride. By FLUXFS_CUDNN in the
- * environment, for comparisons: "off" does without it, "on" prefers it also where our own kernel is
- * as fast and costs less power.
+ * back-end API, whose one operation for it takes matrices of any stride. On Hopper, for which our
+ * own kernel is as fast and costs less power, it is not looked for. By FLUXFS_CUDNN in the
+ * environment, for comparisons: "off" does without it, "on" takes it on Hopper too.
  *
  * The numbers below are that API's, and part of its binary interface; having them here lets the
  * module be built anywhere. (Where NVIDIA's header is found, a test compares them.)
