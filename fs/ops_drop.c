@@ -37,35 +37,64 @@ static void owner_give(struct daemon *daemon, int fd, struct viewer maker)
     }
 }
 
+/* Places in the queue for the jobs that the prompt of this name will be. */
+static int places_hold(struct daemon *daemon, struct queue_hold *hold, size_t count,
+                       const char *name, uid_t uid)
+{
+    struct error err = {0};
+    int code = queue_hold_places(daemon->queue, hold, count, &err);
+
+    if (code != 0) {
+        events_add_error_of(&daemon->events, uid, "prompts: a file was refused", "prompts/%s: %s",
+                            name, err.text);
+    }
+    return code;
+}
+
+/* A file without a place in the queue would stay behind, empty, when writing is refused: so the
+ * place comes first. */
 void drop_create(fuse_req_t req, const char *name, mode_t mode, struct fuse_file_info *fi)
 {
     struct daemon *daemon = daemon_of(req);
+    struct viewer maker = viewer_of(req);
+    struct queue_hold hold = {0};
     struct fuse_entry_param entry;
-    struct handle *handle;
-    int code, fd = openat(daemon->drop.folder_fd, name,
-                          (fi->flags & ~(O_APPEND | O_NOFOLLOW)) | O_CREAT | O_CLOEXEC,
-                          (mode & 0777 & ~fuse_req_ctx(req)->umask) | 0600);
+    struct handle *handle = NULL;
+    bool prompt = drop_name_is_prompt(name);
+    int fd = -1, code = prompt ? places_hold(daemon, &hold, 1, name, maker.uid) : 0;
 
-    if (fd < 0) {
-        fuse_reply_err(req, errno);
-        return;
+    if (code == 0) {
+        fd = openat(daemon->drop.folder_fd, name,
+                    (fi->flags & ~(O_APPEND | O_NOFOLLOW)) | O_CREAT | O_CLOEXEC,
+                    (mode & 0777 & ~fuse_req_ctx(req)->umask) | 0600);
+        code = fd < 0 ? -errno : 0;
     }
-    owner_give(daemon, fd, viewer_of(req));
-    code = drop_entry(daemon, name, &entry);
+    if (code == 0) {
+        owner_give(daemon, fd, maker);
+        code = drop_entry(daemon, name, &entry);
+    }
+    if (code == 0) {
+        handle = handle_create(req, node_of_ino(entry.ino), fi);
+        if (handle == NULL) {
+            drop_forget(&daemon->drop, node_of_ino(entry.ino).id, 1);
+            code = -ENOMEM;
+        }
+    }
     if (code != 0) {
-        close(fd);
+        queue_hold_nothing(daemon->queue, &hold);
+        if (fd >= 0) {
+            close(fd);
+        }
         fuse_reply_err(req, -code);
         return;
     }
-    handle = handle_create(req, node_of_ino(entry.ino), fi);
-    if (handle == NULL) {
-        close(fd);
-        drop_forget(&daemon->drop, node_of_ino(entry.ino).id, 1);
-        fuse_reply_err(req, ENOMEM);
-        return;
-    }
     handle->fd = fd;
+    queue_hold_move(daemon->queue, &hold, &handle->hold);
+    pthread_mutex_lock(&daemon->tree.lock);
+    handle->placed = prompt ? 1 : 0;
+    pthread_mutex_unlock(&daemon->tree.lock);
     if (fuse_reply_create(req, &entry, fi) == -ENOENT) {
+        queue_hold_nothing(daemon->queue, &handle->hold);
         handle_destroy(daemon, handle);
     }
 }
@@ -196,20 +225,6 @@ int drop_commit(struct daemon *daemon, struct handle *handle)
 }
 
 /* ---- Writing. ---- */
-
-/* Places in the queue for the jobs that the prompt of this name will be. */
-static int places_hold(struct daemon *daemon, struct queue_hold *hold, size_t count,
-                       const char *name, uid_t uid)
-{
-    struct error err = {0};
-    int code = queue_hold_places(daemon->queue, hold, count, &err);
-
-    if (code != 0) {
-        events_add_error_of(&daemon->events, uid, "prompts: a file was refused", "prompts/%s: %s",
-                            name, err.text);
-    }
-    return code;
-}
 
 /* How many jobs the file will be, as far as can be told once these bytes are in it. */
 static size_t jobs_after(struct daemon *daemon, const struct handle *handle, const char *bytes,

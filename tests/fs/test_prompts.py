@@ -289,6 +289,7 @@ class FullQueue(MountTest):
         self.assertEqual(self.put("a.txt"), 0)
         self.assertNotEqual(self.put("b.txt"), 0)
         self.assertIn("prompts/b.txt: the queue is full", self.mount.read("status", "error"))
+        self.assertEqual(os.listdir(self.mount.at("prompts")), ["a.txt"])
         self.assertEqual(self.put(".b.txt.swp"), 0)
         self.assertEqual(self.mount.prompts(), ["first", "fox"])
         self.mount.write("cancel\n", "jobs", "1", "ctl")
@@ -378,7 +379,7 @@ class FullQueue(MountTest):
         first, backup = self.mount.at("prompts", "a.txt"), self.mount.at("prompts", "a.txt~")
         os.rename(first, backup)
         self.assertNotEqual(self.put("a.txt", "hare"), 0)
-        os.unlink(first)
+        self.assertFalse(os.path.exists(first))
         os.rename(backup, first)
         with self.assertRaises(FileNotFoundError):
             os.rename(self.mount.at("prompts", "none"), self.mount.at("prompts", "b.txt"))
