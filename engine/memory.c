@@ -87,8 +87,9 @@ bool budget_watch(struct engine *engine)
     if (wanted == before || !look_at_device(engine, &bytes, &margin))
         return false;
     bytes = bytes > least ? bytes : least;
-    /* Half of the margin may be taken, and twice as much be free, before anything is done. */
-    if (bytes + margin / 2 >= wanted && bytes <= wanted + margin)
+    /* Half of the margin may be taken, and twice as much be free, before anything is done: unless
+     * someone can't go on. */
+    if (bytes + margin / 2 >= wanted && bytes <= wanted + margin && wanted >= least)
         return false;
     /* Unless another was set just now. */
     return atomic_compare_exchange_strong(&engine->wanted_budget, &before,

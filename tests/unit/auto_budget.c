@@ -237,6 +237,30 @@ static void test_little(const char *configs)
     engine_close(engine);
 }
 
+/* What was too little becomes just enough: the picture has it, though so little more is not taken
+ * for the sake of those that have enough. */
+static void test_little_more(const char *configs)
+{
+    struct engine *engine = open_card(configs, 0);
+    struct image *image;
+    uint64_t least, little = MARGIN / 32;
+
+    EXPECT(image_start(&image, engine, &request, NULL, &err) == 0, "%s", err.text);
+    least = image_budget(image);
+    image_finish(image);
+
+    others = CARD - MARGIN - least + little;
+    EXPECT(engine_advance(engine, &err) == 0, "%s", err.text);
+    EXPECT(engine->budget == least - little, "%.3f GiB", (double)engine->budget / GIB);
+    EXPECT(engine_check(engine, &request, &err) == -ENOMEM);
+    others -= 2 * little;
+    EXPECT(image_start(&image, engine, &request, NULL, &err) == 0, "%s", err.text);
+    run_to(engine, image, INT32_MAX);
+    EXPECT(image_phase(image) == IMAGE_DONE, "%s", image->error.text);
+    image_finish(image);
+    engine_close(engine);
+}
+
 /* ---- on the CPU ---- */
 
 /* A small one, and more than the picture takes. */
@@ -325,6 +349,7 @@ int main(int argc, char **argv)
     test_follows(argv[1]);
     test_set(argv[1]);
     test_little(argv[1]);
+    test_little_more(argv[1]);
     test_holds_much(argv[1]);
     test_bits(argv[2]);
     return test_finish();
