@@ -39,6 +39,7 @@ struct board_state {
     int64_t published_ns;
     enum health health;
     char health_text[384]; /* why not, if HEALTH_ERROR; what is loading, or to be loaded */
+    char shortage[448];    /* which job waits for memory, and for how much; "": none */
     double load_s;         /* how long loading took */
     struct board_device device;
     int images;

@@ -147,7 +147,7 @@ int queue_settle(struct queue *queue, int64_t id, const struct prompt_values *va
 int queue_finish(struct queue *queue, int64_t id, const struct job_result *result,
                  struct error *err);
 
-/* A running job waits again at its old place (the daemon stops, the device was lost).
+/* A running job waits again at its old place (the daemon stops, the device or its memory was lost).
  * A job being cancelled becomes cancelled. Failure: EINVAL if it is not running. */
 int queue_release(struct queue *queue, int64_t id, struct error *err);
 

@@ -23,6 +23,10 @@ enum health status_health(struct status *status, const struct board_state *state
 {
     struct error err;
 
+    if (state->shortage[0] != '\0') {
+        snprintf(reason, EVENTS_LINE_BYTES, "%s", state->shortage);
+        return HEALTH_ERROR;
+    }
     if (state->health == HEALTH_OK && events_trouble(status->events, reason)) {
         return HEALTH_ERROR;
     }
@@ -96,7 +100,8 @@ static void progress_render(struct status *status, const struct board_state *sta
     } else {
         content_add_string(text, status_health_name(health));
     }
-    text_print(text, ", %zu waiting\n", counts.state[JOB_WAITING]);
+    text_print(text, ", %zu waiting%s%s\n", counts.state[JOB_WAITING],
+               state->shortage[0] != '\0' ? ": " : "", state->shortage);
 }
 
 static void size_line(struct text *text, const char *key, uint64_t bytes)

@@ -83,7 +83,7 @@ void worker_job_ended(struct worker *worker, int64_t job, enum job_state state)
     pthread_mutex_unlock(worker->lock);
 }
 
-int worker_check(struct worker *worker, const struct prompt *prompt, struct error *err)
+int worker_ask(struct worker *worker, const struct prompt *prompt, struct error *err)
 {
     struct engine *engine = engine_borrow(worker);
     struct prompt_values values = prompt->values;
@@ -98,6 +98,13 @@ int worker_check(struct worker *worker, const struct prompt *prompt, struct erro
     worker_request(&request, &values);
     code = engine_check(engine, &request, err);
     engine_return(worker);
+    return code;
+}
+
+int worker_check(struct worker *worker, const struct prompt *prompt, struct error *err)
+{
+    int code = worker_ask(worker, prompt, err);
+
     if (code == -ENOMEM) {
         code = err->code = -EINVAL; /* nothing is short here: too much is asked for */
     }
@@ -328,12 +335,14 @@ static void *worker_main(void *owner)
         jobs_ended(worker);
         if (engine_ready(worker, &values) && !values.paused) {
             jobs_take(worker);
+        } else {
+            room_forget(worker);
         }
         if (worker->engine == NULL) {
             worker_wait(worker, REOPEN_S);
         } else if (jobs_active(worker) == 0) {
             engine_advance(worker->engine, &err); /* a new budget takes effect */
-            worker_wait(worker, worker->queue_fails ? WORKER_RETRY_S : 0);
+            worker_wait(worker, worker->queue_fails ? WORKER_RETRY_S : room_wait_s(worker));
         } else if (engine_advance(worker->engine, &err) != 0) {
             jobs_lost(worker, &err);
             worker->doubted = true; /* opening reads no weights, and proves little */

@@ -7,6 +7,9 @@
  * (the device is lost, a weight turns out to be damaged) it is opened anew, and is not in good
  * health before it has painted something. A job that it was painting at two failures in a row has
  * failed.
+ *
+ * A job that the present budget has no room for waits, and those behind it; so does one again whose
+ * picture was begun and lost its room. They go on when the budget allows it.
  */
 #ifndef FLUXFS_FS_WORKER_H
 #define FLUXFS_FS_WORKER_H

@@ -73,6 +73,16 @@ static void job_fail(struct worker *worker, const struct job *job, const char *r
     job_change(worker, CHANGE_FINISH, job, &result);
 }
 
+/* The job's picture ended with an error. */
+static void job_fail_or_wait(struct worker *worker, const struct job *job, const struct error *err)
+{
+    if (err->code == -ENOMEM && room_may_return(worker, job->info.id)) {
+        job_change(worker, CHANGE_RELEASE, job, NULL);
+    } else {
+        job_fail(worker, job, err->text);
+    }
+}
+
 static void active_end(struct worker *worker, struct active *active)
 {
     struct image *image = active->image;
@@ -163,6 +173,9 @@ static bool job_take(struct worker *worker)
     struct error err = {0};
     struct job job;
 
+    if (!room_for_next(worker)) {
+        return false;
+    }
     while (place->image != NULL) {
         place++;
     }
@@ -196,7 +209,7 @@ static bool job_take(struct worker *worker)
         job_finish(&job);
         return false;
     }
-    job_fail(worker, &job, err.text);
+    job_fail_or_wait(worker, &job, &err);
     job_finish(&job);
     return true;
 }
@@ -309,7 +322,7 @@ void jobs_look(struct worker *worker)
             break;
         case IMAGE_FAILED:
             image_error(active->image, &err);
-            job_fail(worker, &active->job, err.text);
+            job_fail_or_wait(worker, &active->job, &err);
             active_end(worker, active);
             break;
         case IMAGE_CANCELLED:

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* What worker.c (the thread, and what others ask of it), worker_jobs.c (from the queue to the
- * encoder) and worker_memory.c share. */
+ * encoder), worker_room.c and worker_memory.c share. */
 #ifndef FLUXFS_FS_WORKER_PRIVATE_H
 #define FLUXFS_FS_WORKER_PRIVATE_H
 
@@ -9,7 +9,7 @@
 #include "fs/worker.h"
 
 enum {
-    WORKER_RETRY_S = 1, /* between attempts to write to a failing disk */
+    WORKER_RETRY_S = 1, /* between attempts to write to a failing disk, and to find memory */
 };
 
 /* A job whose image the engine has. */
@@ -51,6 +51,14 @@ struct worker {
     bool queue_fails;           /* no job can be taken, for the disk is full or fails */
     int64_t lost[BOARD_IMAGES]; /* the jobs that the engine was painting when it last failed */
     bool doubted;               /* the engine failed, and has painted nothing since */
+    struct {
+        int64_t told;     /* the job that state.shortage is about */
+        int64_t pause_ns; /* no job is taken before */
+        struct {
+            int64_t job;
+            int times;
+        } returned[BOARD_IMAGES]; /* to the queue, for want of memory */
+    } room;
 };
 
 /* ---- worker.c ---- */
@@ -75,10 +83,29 @@ void worker_open(struct worker *worker);
 void worker_close(struct worker *worker);
 void worker_set_health(struct worker *worker, enum health health, const char *text);
 
+/* What the engine says to a prompt: as engine_check; 0 while none is open. */
+int worker_ask(struct worker *worker, const struct prompt *prompt, struct error *err);
+
 /* ---- worker_memory.c ---- */
 
 /* Asks the engine, for worker_memory to tell. */
 void memory_look(struct worker *worker);
+
+/* ---- worker_room.c ---- */
+
+/* Whether the next job may be taken. Not while the budget is too small for it, which is told if
+ * nothing is painted, nor just after one was returned. */
+bool room_for_next(struct worker *worker);
+
+/* A job's picture ended for want of memory: whether it may wait again. Where the engine finds again
+ * and again that there is room, and yet there isn't, it may not for ever. */
+bool room_may_return(struct worker *worker, int64_t job);
+
+/* Nobody looks for a job now, so none waits for memory. */
+void room_forget(struct worker *worker);
+
+/* Seconds after which an idle worker should look again; 0: none. */
+int room_wait_s(const struct worker *worker);
 
 /* ---- worker_jobs.c ---- */
 

@@ -12,7 +12,8 @@
  *   FLUXFS_FAKE_BACKEND   the name of the back end (default cpu)
  * A model's folder with a file "broken" in it can't be opened.
  * A prompt containing "[fail]" fails in its second step, one containing "[lost]" loses the device,
- * one containing "[lost late]" once it is being cancelled. 16 pixels a side need 1 MiB of budget.
+ * one containing "[lost late]" once it is being cancelled. 16 pixels a side need 1 MiB of budget,
+ * and an image that has lost it fails at the next step; "[no room]" does so in the second step.
  */
 #include "engine/engine.h"
 
@@ -31,6 +32,7 @@
 #define TEXT_LAYERS 3
 #define PROMPTS 8
 #define SMALLEST_BUDGET (64 * MIB)
+static const char *const kinds[] = {"double attention", "double mlp", "single attention"};
 
 struct image {
     struct image *next;
@@ -157,8 +159,9 @@ void engine_close(struct engine *engine)
     if (engine == NULL) {
         return;
     }
-    while (engine->images != NULL) {
-        image_finish(engine->images);
+    for (struct image *image = engine->images, *next; image != NULL; image = next) {
+        next = image->next;
+        image_finish(image);
     }
     pthread_mutex_destroy(&engine->lock);
     free(engine->model_path);
@@ -199,10 +202,9 @@ int image_start(struct image **image, struct engine *engine, const struct image_
                 const struct image_observer *observer, struct error *err)
 {
     struct image *new;
-    int code = engine_check(engine, request, err);
 
-    if (code != 0) {
-        return code;
+    if (engine_check(engine, request, err) != 0) {
+        return err->code;
     }
     new = calloc(1, sizeof *new);
     if (new == NULL) {
@@ -319,9 +321,9 @@ static bool is_known(const struct image *image)
 
 static int image_pass(struct image *image, struct error *err)
 {
-    static const char *const kinds[] = {"double attention", "double mlp", "single attention"};
     struct image_progress *progress = &image->progress;
-    int steps = image->request.steps;
+    const char *prompt = image->request.prompt;
+    int code = strstr(prompt, "[fail]") ? EIO : strstr(prompt, "[no room]") ? ENOMEM : 0;
     double start = seconds_now();
 
     if (progress->phase == IMAGE_WAITING) {
@@ -341,25 +343,24 @@ static int image_pass(struct image *image, struct error *err)
         progress->phase = IMAGE_DENOISE;
         return 0;
     }
-    if (progress->phase == IMAGE_DENOISE && progress->step < steps) {
+    if (progress->phase == IMAGE_DENOISE && progress->step < progress->steps) {
         progress->step++;
-        if (progress->step == 2 && strstr(image->request.prompt, "[fail]") != NULL) {
+        if (progress->step == 2 && code != 0) {
             progress->phase = IMAGE_FAILED;
-            error_set(&image->error, EIO, "the prompt asked for a failure");
+            error_set(&image->error, code, "the prompt asked for a failure");
             return 0;
         }
-        while (strstr(image->request.prompt, "[lost late]") != NULL &&
-               !atomic_load(&image->cancelled)) {
+        while (strstr(prompt, "[lost late]") != NULL && !atomic_load(&image->cancelled)) {
             sleep_us(1000);
         }
-        if (strstr(image->request.prompt, "[lost") != NULL) {
+        if (strstr(prompt, "[lost") != NULL) {
             progress->phase = IMAGE_FAILED;
             error_set(&image->error, EIO, "the device was lost");
             return error_set(err, EIO, "the device was lost");
         }
         for (int i = 1; i <= BLOCKS; i++) {
-            double begin = 0.1 + 0.8 * (progress->step - 1) / steps;
-            if (!block_pass(image, i, BLOCKS, kinds[i % 3], begin, 0.8 / steps)) {
+            double begin = 0.1 + 0.8 * (progress->step - 1) / progress->steps;
+            if (!block_pass(image, i, BLOCKS, kinds[i % 3], begin, 0.8 / progress->steps)) {
                 return 0;
             }
         }
@@ -407,7 +408,10 @@ void engine_expect(struct engine *engine, const char *const *prompts, size_t cou
 int engine_advance(struct engine *engine, struct error *err)
 {
     for (struct image *image = engine->images; image != NULL; image = image->next) {
-        if (image->progress.phase < IMAGE_DONE) {
+        if (image->progress.phase < IMAGE_DONE &&
+            engine_check(engine, &image->request, &image->error) == -ENOMEM) {
+            image->progress.phase = IMAGE_FAILED;
+        } else if (image->progress.phase < IMAGE_DONE) {
             int code = image_pass(image, err);
             if (code != 0) {
                 return code;

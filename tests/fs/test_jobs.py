@@ -109,6 +109,74 @@ class Jobs(MountTest):
         self.assertEqual(self.mount.read("status", "queue"), before)
         self.mount.paint("a fox --size 1024x512\n")
 
+    def health(self, start):
+        """Waits until it begins like that."""
+        return wait_for(lambda: next((line for line in [self.mount.read("status", "health")]
+                                      if line.startswith(start)), None), start)
+
+    def test_budget_lowered_below_what_jobs_need(self):
+        job = self.endless("a fox --steps 20 --size 2048x64 --seed 1\n")
+        waiting = [self.mount.prompt(text)[0] for text in ("a bear --size 1600x64\n", "a hare --size 64\n",
+                                                           "a hen --size 1600x64\n")]
+        self.mount.write("64M\n", "control", "vram_budget")
+        self.mount.release()
+        why = (f"job {job} waits: size 2048x64 needs a vram_budget of 128 MiB at least; it begins when "
+               f"control/vram_budget is raised; rm queue/{job} cancels it\n")
+        self.assertEqual(self.health("error: job"), "error: " + why)
+        self.assertEqual(self.mount.read("status", "progress"), "error, 4 waiting: " + why)
+        self.assertEqual(self.order(), [job, *waiting])
+        self.assertEqual(self.mount.read("status", "error").count(why.strip()), 1)
+        # Whoever pauses is told so; nobody looks for memory then.
+        self.pause()
+        self.health("ok\n")
+        self.assertEqual(self.mount.read("status", "progress"), "paused, 4 waiting\n")
+        self.pause(False)
+        self.health(f"error: job {job} waits: ")
+        # The next one waits for less, and the one behind it for its turn.
+        self.mount.write("100M\n", "control", "vram_budget")
+        os.unlink(self.mount.at("queue", str(job)))
+        self.assertEqual(self.mount.wait(job), "cancelled")
+        self.assertEqual([self.mount.wait(each) for each in waiting], ["done"] * 3)
+        self.health("ok\n")
+        self.assertIn("failed 0\n", self.mount.read("status", "queue"))
+
+    def test_budget_lowered_and_raised(self):
+        job = self.endless("a fox --steps 20 --size 2048x64 --seed 1\n")
+        self.mount.write("64M\n", "control", "vram_budget")
+        self.mount.release()
+        self.health(f"error: job {job} waits: ")
+        self.assertEqual(self.state(job), "waiting")
+        self.assertEqual(self.mount.stop(), 0)
+        self.mount.start()
+        self.health(f"error: job {job} waits: ")
+        events = self.mount.shell("timeout 3 cat mnt/status/events").stdout  # of three looks, and more
+        self.assertEqual(events.count(f"job {job} waits: "), 1)
+        self.assertEqual(events.count(f"job {job} running"), 0)
+        self.mount.write("default\n", "control", "vram_budget")
+        self.assertEqual(self.mount.wait(job), "done")
+        self.health("ok\n")
+
+    def test_cancelled_while_it_waits_for_memory(self):
+        self.pause()
+        jobs = [self.mount.prompt(f"a fox --size {size}\n")[0] for size in ("2048x64", "64")]
+        self.mount.write("64M\n", "control", "vram_budget")
+        self.pause(False)
+        self.health(f"error: job {jobs[0]} waits: ")
+        self.mount.write("cancel\n", "jobs", str(jobs[0]), "ctl")
+        self.assertEqual([self.mount.wait(job) for job in jobs], ["cancelled", "done"])
+        self.health("ok\n")
+
+    def test_no_room_though_the_engine_finds_some(self):
+        job = self.mount.prompt("a [no room] fox\n")[0]
+        other = self.mount.prompt("a fox\n")[0]
+        self.assertEqual(self.mount.wait(job), "failed")
+        self.assertEqual(self.mount.read("jobs", str(job), "error"),
+                         "the prompt asked for a failure\n")
+        self.assertEqual(self.mount.wait(other), "done")
+        events = self.mount.shell("timeout 1 cat mnt/status/events").stdout
+        self.assertEqual(events.count(f"job {job} running"), 5)
+        self.assertIn(f"job {job} failed: the prompt asked", events)
+
     def test_cancel_running(self):
         job = self.endless()
         for i, way in enumerate(("rm mnt/queue/000-{}", "rm mnt/queue/{}", "echo cancel > mnt/jobs/{}/ctl")):

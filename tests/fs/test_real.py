@@ -58,6 +58,49 @@ class Real(unittest.TestCase):
         with open(made.at("images", made.image(job)), "rb") as file:
             self.assertEqual(file.read(), png)
 
+    def least_budget(self, made):
+        """Of the smallest picture, as the engine tells it."""
+        with self.assertRaises(OSError):
+            made.write("1K\n", "control", "vram_budget")
+        return re.search(r"takes ([\d.]+ [MG]iB) at least", made.read("status", "error"))[1]
+
+    def read_image(self, made, job):
+        with open(made.at("images", made.image(job)), "rb") as file:
+            return file.read()
+
+    def test_budget_lowered_below_what_jobs_need(self):
+        made = self.start()
+        prompt = PROMPT.replace("128", "256")
+        png = self.read_image(made, made.paint(prompt))
+        jobs = [made.prompt(text)[0] for text in (prompt.replace("steps 4", "steps 1000"), prompt, prompt, prompt)]
+        wait_for(lambda: "step 2" in made.read("status", "progress"), "step 2")
+        made.write(self.least_budget(made) + "\n", "control", "vram_budget")
+        wait_for(lambda: made.read("status", "health").startswith(f"error: job {jobs[0]} waits: "), "the job to wait")
+        self.assertRegex(made.read("status", "health"),
+                         r"size 256x256 with 1000 steps needs a vram_budget of [\d.]+ [MG]iB at least; it is [\d.]+ [MG]iB; ")
+        self.assertEqual([made.read("jobs", str(job), "state") for job in jobs], ["waiting\n"] * 4)
+        made.write("cancel\n", "jobs", str(jobs[0]), "ctl")
+        self.assertEqual(made.wait(jobs[0]), "cancelled")
+        wait_for(lambda: f"job {jobs[1]} waits: " in made.read("status", "health"), "the next to wait")
+        made.write(f"{BUDGET}\n", "control", "vram_budget")
+        for job in jobs[1:]:
+            self.assertEqual(made.wait(job), "done")
+            self.assertEqual(self.read_image(made, job), png)
+        self.assertEqual(made.read("status", "health"), "ok\n")
+
+    def test_running_job_begins_again(self):
+        made = self.start()
+        prompt = PROMPT.replace("128", "256").replace("steps 4", f"steps {1000 if BACKEND == 'cuda' else 40}")
+        png = self.read_image(made, made.paint(prompt))
+        least = self.least_budget(made)
+        job = made.prompt(prompt)[0]
+        wait_for(lambda: "step" in made.read("status", "progress"), "a step")
+        made.write(least + "\n", "control", "vram_budget")
+        wait_for(lambda: f"job {job} waits: " in made.read("status", "health"), "the job to wait")
+        made.write(f"{BUDGET}\n", "control", "vram_budget")
+        self.assertEqual(made.wait(job), "done")
+        self.assertEqual(self.read_image(made, job), png)
+
     def test_budget_too_small_at_the_start(self):
         """The engine says how much it takes; written to control/, that does."""
         made = self.start("--vram-budget=1M")
