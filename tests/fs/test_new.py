@@ -23,6 +23,24 @@ class New(MountTest):
             self.assertEqual((result.returncode, result.stderr), (0, ""), shell)
         self.assert_prompts("hi", "hi", "hi")
 
+    def test_script_waits_for_its_picture(self):
+        """As README has it."""
+        for shell in ("bash", "dash"):
+            said = self.mount.shell("exec 3<>mnt/new; echo 'a star --name star' >&3; read id <&3; exec 3>&-; "
+                                    "cat mnt/jobs/$id/wait && cp mnt/jobs/$id/image.png star.png && cat mnt/jobs/*/wait",
+                                    shell=shell, check=True).stdout
+            self.assertLessEqual(set(said.split()), {"done"})
+            with open(os.path.join(self.mount.folder, "star.png"), "rb") as file:
+                self.assertEqual(file.read(4), b"\x89PNG")
+
+    def test_refusal_is_told_by_write_or_close(self):
+        """And shells tell of the first only."""
+        for written, status in (("'fox --steps 0\n'", 1), ("'fox --steps 0'", 0), ("'fox --negative \"x\n'", 0)):
+            said = self.mount.shell(f"printf {written} > mnt/new")
+            self.assertEqual(said.returncode, status, written)
+            self.assertIn("--steps 0" if "steps" in written else "not closed", self.mount.read("status", "error"))
+        self.assertEqual(self.mount.jobs(), [])
+
     def test_append(self):
         self.mount.shell("echo a fox >> mnt/new", check=True)
         self.assert_prompts("a fox")
