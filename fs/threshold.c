@@ -7,12 +7,12 @@
 
 #include "fs/config.h"
 #include "fs/status.h"
+#include "fs/text.h"
 
 int threshold_parse(struct threshold *threshold, const char *bytes, size_t size, struct error *err)
 {
     struct threshold parsed = {0};
-    struct error inner;
-    char value[32], *end;
+    char value[32], shown[TEXT_SHOWN_BYTES], *end;
 
     while (size > 0 && strchr(" \t\r\n", bytes[size - 1]) != NULL) {
         size--;
@@ -26,8 +26,12 @@ int threshold_parse(struct threshold *threshold, const char *bytes, size_t size,
     parsed.percent = strtod(value, &end);
     if (end == value || strcmp(end, "%") != 0) {
         parsed.percent = 0;
-        if (config_parse_size(&parsed.bytes, value, &inner) != 0) {
-            return error_set(err, EINVAL, "%s; or per cent: 85%%", inner.text);
+        if (config_parse_size(&parsed.bytes, value, NULL) != 0) {
+            return error_set(
+                err, EINVAL,
+                "\"%s\" is no threshold: write per cent of the budget (85%%) or a size "
+                "(12G, 512M)",
+                text_show(shown, value));
         }
     }
     if (parsed.bytes == 0 && !(parsed.percent > 0 && parsed.percent <= 100)) {

@@ -222,7 +222,8 @@ class Status(MountTest):
         for text in (b"0%", b"101%", b"x", b"1T", b"85"):
             with self.assertRaises(OSError):
                 os.write(fd, text)
-        self.assertIn("85 is 85 bytes: write 85G, or 85M; or per cent: 85%", self.mount.read("status", "error"))
+        self.assertIn('"85" is no threshold: write per cent of the budget (85%) or a size (12G, 512M)',
+                      self.mount.read("status", "error"))
         os.close(fd)
 
     def test_thresholds(self):
