@@ -252,6 +252,7 @@ __global__ void __launch_bounds__(THREADS, 1)
             gate_init(&block->turn[i], 4);
         gates_publish();
     }
+    __syncwarp(); /* of some warps, lanes come at different times, here and below */
     pair_sync();
     if (threadIdx.x < WARPGROUP) {
         registers_drop<24>();
@@ -261,8 +262,8 @@ __global__ void __launch_bounds__(THREADS, 1)
         registers_raise<240>();
         queries_do(block, args, size, items);
     }
-    __syncwarp(); /* of some warps, lanes come at different times */
-    pair_sync();  /* nobody ends while the other may still arrive at its gates */
+    __syncwarp();
+    pair_sync(); /* nobody ends while the other may still arrive at its gates */
 }
 
 /* ---- on the host ---- */
