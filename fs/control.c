@@ -146,6 +146,14 @@ static void value_copy(struct control_values *to, enum control_key key,
     }
 }
 
+/* No limit was shown, kept and taken as these words by versions before. */
+static const char *kept_value(enum control_key key, const char *value)
+{
+    bool old = strcmp(value, "none") == 0 || strcmp(value, "auto") == 0;
+
+    return key == CONTROL_IMAGES_LIMIT && old ? "0" : value;
+}
+
 int control_init(struct control *control, const struct config *config, struct queue *queue,
                  struct events *events, struct error *err)
 {
@@ -169,7 +177,7 @@ int control_init(struct control *control, const struct config *config, struct qu
         if (queue_setting_get(queue, setting, &value, NULL) == 0) {
             struct control_values kept = control->values;
             struct error why;
-            if (value_parse(&kept, key, value, &why) == 0) {
+            if (value_parse(&kept, key, kept_value(key, value), &why) == 0) {
                 control->values = kept;
             } else {
                 events_add_error(events, "control/%s: the value kept is no good any more: %s",

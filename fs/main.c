@@ -165,7 +165,7 @@ static void warn_kept(struct daemon *daemon, const struct launch *launch)
 
 static int check_trace(const char *path, struct error *err)
 {
-    int fd = path != NULL ? open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0666) : -1;
+    int fd = path != NULL ? open(path, O_WRONLY | O_CREAT | O_NONBLOCK | O_CLOEXEC, 0666) : -1;
 
     if (path != NULL && fd < 0) {
         return error_set(err, errno, "trace: %.150s: %s", path, strerror(errno));

@@ -76,7 +76,7 @@ static void job_fail(struct worker *worker, const struct job *job, const char *r
 /* The job's picture ended with an error. */
 static void job_fail_or_wait(struct worker *worker, const struct job *job, const struct error *err)
 {
-    if (err->code == -ENOMEM && room_may_return(worker, job->info.id)) {
+    if (err->code == -ENOMEM && room_may_return(worker, job->info.id, err)) {
         job_change(worker, CHANGE_RELEASE, job, NULL);
     } else {
         job_fail(worker, job, err->text);

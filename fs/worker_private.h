@@ -53,7 +53,8 @@ struct worker {
     bool doubted;               /* the engine failed, and has painted nothing since */
     struct {
         int64_t told;     /* the job that state.shortage is about */
-        int64_t pause_ns; /* no job is taken before */
+        int64_t pause_ns; /* no job is taken before, … */
+        struct error why; /* … since the last one returned had this to say */
         struct {
             int64_t job;
             int times;
@@ -99,7 +100,7 @@ bool room_for_next(struct worker *worker);
 
 /* A job's picture ended for want of memory: whether it may wait again. Where the engine finds again
  * and again that there is room, and yet there isn't, it may not for ever. */
-bool room_may_return(struct worker *worker, int64_t job);
+bool room_may_return(struct worker *worker, int64_t job, const struct error *err);
 
 /* Nobody looks for a job now, so none waits for memory. */
 void room_forget(struct worker *worker);

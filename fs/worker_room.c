@@ -55,20 +55,16 @@ static int *returns_of(struct worker *worker, int64_t job)
     return &worker->room.returned[place].times;
 }
 
-static void shortage_tell(struct worker *worker, int64_t job, const struct error *err)
+/* `hope`: when it will begin. */
+static void shortage_tell(struct worker *worker, int64_t job, const struct error *err,
+                          const char *hope)
 {
     struct board_state *state = &worker->state;
     char text[sizeof state->shortage];
-    struct control_values values;
     bool known = state->shortage[0] != '\0' && worker->room.told == job;
 
-    control_values(worker->options.control, &values);
     snprintf(text, sizeof text, "job %lld waits: %s; %s; rm queue/%lld cancels it", (long long)job,
-             err->text,
-             values.vram_budget_bytes == 0
-                 ? "control/vram_budget is auto, and it begins when others give memory back"
-                 : "it begins when control/vram_budget is raised",
-             (long long)job);
+             err->text, hope, (long long)job);
     if (strcmp(text, state->shortage) == 0) {
         return;
     }
@@ -90,6 +86,7 @@ void room_forget(struct worker *worker)
 
 bool room_for_next(struct worker *worker)
 {
+    struct control_values values;
     struct job_info next;
     struct error err = {0};
     struct job job;
@@ -102,19 +99,30 @@ bool room_for_next(struct worker *worker)
     }
     code = worker_ask(worker, &job.prompt, &err);
     job_finish(&job);
+    if (code != -ENOMEM && is_pausing(worker)) {
+        if (jobs_active(worker) == 0) {
+            shortage_tell(worker, next.id, &worker->room.why, "it is tried again in a few seconds");
+        }
+        return false;
+    }
     if (code != -ENOMEM) {
         room_forget(worker);
-        return !is_pausing(worker);
+        return true;
     }
     *returns_of(worker, next.id) = 0;
     worker->room.pause_ns = 0;
     if (jobs_active(worker) == 0) {
-        shortage_tell(worker, next.id, &err);
+        control_values(worker->options.control, &values);
+        shortage_tell(
+            worker, next.id, &err,
+            values.vram_budget_bytes == 0
+                ? "control/vram_budget is auto, and it begins when others give memory back"
+                : "it begins when control/vram_budget is raised");
     }
     return false;
 }
 
-bool room_may_return(struct worker *worker, int64_t job)
+bool room_may_return(struct worker *worker, int64_t job, const struct error *err)
 {
     int *times = returns_of(worker, job);
 
@@ -124,6 +132,7 @@ bool room_may_return(struct worker *worker, int64_t job)
     }
     worker->room.pause_ns = clock_ns() + (PAUSE_NS << *times);
     (*times)++;
+    worker->room.why = *err;
     return true;
 }
 

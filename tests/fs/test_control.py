@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
 """control/: settings that are checked, in force and kept; and models that load slowly or not."""
 
+import contextlib
 import errno
 import os
 import re
+import sqlite3
 import time
 import unittest
 
@@ -97,6 +99,16 @@ class Control(MountTest):
         self.mount.write("128M\n", "control", "vram_budget")
         self.assertIn("budget 128.0 MiB\n", self.mount.read("status", "vram"))
         self.assertEqual(self.mount.read("control", "vram_budget"), "128M\n")
+
+    def test_no_limit_as_kept_by_earlier_versions(self):
+        self.mount.write("2G", "control", "images_limit")
+        self.mount.stop()
+        with contextlib.closing(sqlite3.connect(os.path.join(self.mount.state, "queue.db"))) as kept:
+            changed = kept.execute("UPDATE settings SET value = 'none' WHERE key = 'control.images_limit'").rowcount
+            kept.commit()
+        self.assertEqual(changed, 1)
+        self.mount.start("--images-limit=64M")
+        self.assertEqual(self.mount.read("control", "images_limit"), "0\n")
 
     def test_pause(self):
         self.mount.write("1\n", "control", "pause")

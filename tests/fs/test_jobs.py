@@ -169,6 +169,8 @@ class Jobs(MountTest):
     def test_no_room_though_the_engine_finds_some(self):
         job = self.mount.prompt("a [no room] fox\n")[0]
         other = self.mount.prompt("a fox\n")[0]
+        self.assertIn(f"job {job} waits: the prompt asked for a failure; it is tried again in a few seconds;",
+                      self.health("error: job"))
         self.assertEqual(self.mount.wait(job), "failed")
         self.assertEqual(self.mount.read("jobs", str(job), "error"),
                          "the prompt asked for a failure\n")
