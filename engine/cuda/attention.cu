@@ -46,13 +46,13 @@ static void attention_fused(struct cuda_backend *cuda, const struct attention *a
                                       : attention_kernel<L, false, false>);
 }
 
-/* Heads of 65 to 128. */
 static bool by_hopper(struct cuda_backend *cuda, const struct attention *args, int64_t size)
 {
     return cuda->capability == 90 && size > 64 && size <= 128 && is_plain(args) &&
            attention_hopper(cuda, args);
 }
 
+/* Heads of 65 to 128. */
 static void attention_of_128(struct cuda_backend *cuda, const struct attention *args)
 {
     typedef layout<128, 2, 32, 4, 2, 2> narrow;

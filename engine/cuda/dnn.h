@@ -92,7 +92,6 @@ struct dnn_plan;
 struct dnn {
     struct dnn_library library;
     dnn_handle handle; /* NULL: attention goes without it */
-    bool preferred;    /* to our own kernel for Hopper, too */
     struct dnn_plan *plans;
     size_t count, capacity;
 };
