@@ -147,26 +147,39 @@ static int leave_denoised(struct engine *engine, struct error *err)
     return 0;
 }
 
-/* Nobody has memory, and yet there is not enough for the first in the row: it fails, unless the
- * device gives now what it did not give before. False: there is none. */
-static bool settle_first(struct engine *engine)
+/* Whether the budget would do for the image, but the device has not given that much. */
+static bool is_denied(const struct image *image)
 {
-    struct error err;
+    const struct engine *engine = image->engine;
 
-    for (struct image *image = engine->images; image != NULL; image = image->next) {
-        if (!image_active(image))
-            continue;
-        if (budget_watch(engine) || pass_obtain(engine, image_budget(image)))
-            return true;
-        error_set(&err, ENOMEM,
-                  "size %dx%d with %d steps needs a vram_budget of %s at least; there are %s%s",
-                  image->request.width_px, image->request.height_px, image->request.steps,
-                  size_needed(image_budget(image)).text, size_shown(engine->budget).text,
-                  engine->budget == engine->ceiling ? ", for the device has no more" : "");
-        image_fail(image, &err);
-        return true;
+    return engine->budget == engine->ceiling && image_budget(image) <= budget_wanted(engine);
+}
+
+/* Nobody has memory, and yet there is not enough for the first in the row: it fails, unless the
+ * device gives now what it did not give before, or may later. */
+static int settle_first(struct engine *engine, struct error *err)
+{
+    struct image *first = engine->images;
+    bool denied;
+
+    while (first != NULL && !image_active(first))
+        first = first->next;
+    if (first == NULL) {
+        pass_rest(engine);
+        return 0;
     }
-    return false;
+    if (budget_watch(engine) || pass_obtain(engine, image_budget(first)))
+        return 0;
+    denied = is_denied(first);
+    error_set(err, denied ? EAGAIN : ENOMEM,
+              "size %dx%d with %d steps needs a vram_budget of %s at least; there are %s%s",
+              first->request.width_px, first->request.height_px, first->request.steps,
+              size_needed(image_budget(first)).text, size_shown(engine->budget).text,
+              denied ? ", for the device has no more" : "");
+    if (denied)
+        return err->code;
+    image_fail(first, err);
+    return 0;
 }
 
 int engine_advance(struct engine *engine, struct error *err)
@@ -183,11 +196,8 @@ int engine_advance(struct engine *engine, struct error *err)
     if (!room_fill(engine))
         return 0;
     round = next_round(engine, &image);
-    if (round == ROUND_NONE) {
-        if (!settle_first(engine))
-            pass_rest(engine);
-        return 0;
-    }
+    if (round == ROUND_NONE)
+        return settle_first(engine, err);
     result = run_round(engine, round, image, err);
     drop_cancelled(engine);
     return result;

@@ -67,6 +67,7 @@ void worker_cancel(struct worker *worker, int64_t job)
     if (image != NULL) {
         image_cancel(image);
         engine_return(worker);
+        worker_wake(worker); /* it may wait for memory */
     }
 }
 
@@ -324,6 +325,28 @@ static bool engine_ready(struct worker *worker, const struct control_values *val
     return worker->engine != NULL && strcmp(values->model, worker->model) == 0;
 }
 
+/* One round for what is active. */
+static void advance(struct worker *worker)
+{
+    struct error err;
+    int code = engine_advance(worker->engine, &err);
+
+    if (code == -EAGAIN) {
+        room_tell_stalled(worker, &err);
+        worker_wait(worker, WORKER_RETRY_S);
+        return;
+    }
+    room_end_stall(worker);
+    if (code == 0) {
+        jobs_look(worker);
+        return;
+    }
+    jobs_lost(worker, &err);
+    worker->doubted = true; /* opening reads no weights, and proves little */
+    worker_set_health(worker, HEALTH_ERROR, err.text);
+    worker_open(worker);
+}
+
 static void *worker_main(void *owner)
 {
     struct worker *worker = owner;
@@ -343,13 +366,8 @@ static void *worker_main(void *owner)
         } else if (jobs_active(worker) == 0) {
             engine_advance(worker->engine, &err); /* a new budget takes effect */
             worker_wait(worker, worker->queue_fails ? WORKER_RETRY_S : room_wait_s(worker));
-        } else if (engine_advance(worker->engine, &err) != 0) {
-            jobs_lost(worker, &err);
-            worker->doubted = true; /* opening reads no weights, and proves little */
-            worker_set_health(worker, HEALTH_ERROR, err.text);
-            worker_open(worker);
         } else {
-            jobs_look(worker);
+            advance(worker);
         }
     }
     jobs_release(worker);

@@ -53,6 +53,7 @@ struct worker {
     bool doubted;               /* the engine failed, and has painted nothing since */
     struct {
         int64_t told;     /* the job that state.shortage is about */
+        bool stalled;     /* it is being painted, and nothing goes on */
         int64_t pause_ns; /* no job is taken before, … */
         struct error why; /* … since the last one returned had this to say */
         struct {
@@ -101,6 +102,11 @@ bool room_for_next(struct worker *worker);
 /* A job's picture ended for want of memory: whether it may wait again. Where the engine finds again
  * and again that there is room, and yet there isn't, it may not for ever. */
 bool room_may_return(struct worker *worker, int64_t job, const struct error *err);
+
+/* Of what is being painted nothing can go on, since other programs have the device's memory: no job
+ * is taken until that has ended. */
+void room_tell_stalled(struct worker *worker, const struct error *err);
+void room_end_stall(struct worker *worker);
 
 /* Nobody looks for a job now, so none waits for memory. */
 void room_forget(struct worker *worker);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Jobs that the present budget has no room for: they wait, at the head of the queue, until it has.
+/* Jobs for which there is no memory. Those that the present budget has no room for wait, at the
+ * head of the queue, until it has; those that are being painted, until the device has some again.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -78,9 +79,32 @@ static void shortage_tell(struct worker *worker, int64_t job, const struct error
 
 void room_forget(struct worker *worker)
 {
-    if (worker->state.shortage[0] != '\0') {
+    if (!worker->room.stalled && worker->state.shortage[0] != '\0') {
         worker->state.shortage[0] = '\0';
         worker_publish(worker);
+    }
+}
+
+void room_tell_stalled(struct worker *worker, const struct error *err)
+{
+    const struct active *first = NULL;
+
+    for (int i = 0; i < BOARD_IMAGES; i++) {
+        const struct active *each = &worker->active[i];
+        if (each->image != NULL && (first == NULL || each->started_ns < first->started_ns)) {
+            first = each;
+        }
+    }
+    worker->room.stalled = true;
+    shortage_tell(worker, first->job.info.id, err,
+                  "it goes on when other programs give memory back");
+}
+
+void room_end_stall(struct worker *worker)
+{
+    if (worker->room.stalled) {
+        worker->room.stalled = false;
+        room_forget(worker);
     }
 }
 
@@ -92,6 +116,9 @@ bool room_for_next(struct worker *worker)
     struct job job;
     int code;
 
+    if (worker->room.stalled) {
+        return false;
+    }
     if (!next_waiting(worker, &next) ||
         queue_load(worker->options.queue, next.id, &job, &err) != 0) {
         room_forget(worker);

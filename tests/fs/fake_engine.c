@@ -7,6 +7,7 @@
  *   FLUXFS_FAKE_AHEAD     blocks that may be on their way before the host waits (default 0)
  *   FLUXFS_FAKE_HOLD      a file: while it is there, no more blocks are passed, counted from the
  *                         opening, than the number in it says; below 0 the engine doesn't open
+ *   FLUXFS_FAKE_TAKEN     a file: while it is there, other programs have the device's memory
  *   FLUXFS_FAKE_OPEN_FAIL a text: engine_open fails with it
  *   FLUXFS_FAKE_PROMPTS   prompts that the text encoders serve beside those of images (default 0)
  *   FLUXFS_FAKE_BACKEND   the name of the back end (default cpu)
@@ -405,8 +406,29 @@ void engine_expect(struct engine *engine, const char *const *prompts, size_t cou
     }
 }
 
+/* Others have the device's memory, and someone here needs some. */
+static bool is_short(struct engine *engine)
+{
+    const char *path = getenv("FLUXFS_FAKE_TAKEN");
+    bool needed = false;
+
+    if (path == NULL || access(path, F_OK) != 0) {
+        return false;
+    }
+    for (struct image *image = engine->images; image != NULL; image = image->next) {
+        if (image->progress.phase < IMAGE_DONE && atomic_load(&image->cancelled)) {
+            image->progress.phase = IMAGE_CANCELLED;
+        }
+        needed |= image->progress.phase < IMAGE_DONE;
+    }
+    return needed;
+}
+
 int engine_advance(struct engine *engine, struct error *err)
 {
+    if (is_short(engine)) {
+        return error_set(err, EAGAIN, "the device has no more");
+    }
     for (struct image *image = engine->images; image != NULL; image = image->next) {
         if (image->progress.phase < IMAGE_DONE &&
             engine_check(engine, &image->request, &image->error) == -ENOMEM) {

@@ -47,6 +47,7 @@ class Mount:
         os.mkdir(self.path)
         self.options = list(options)
         self.hold_path = os.path.join(self.folder, "hold")
+        self.taken_path = os.path.join(self.folder, "taken")
         self.environment = environment or {}
         self.process = None
         self.log_path = os.path.join(self.folder, "log")
@@ -66,7 +67,8 @@ class Mount:
     def start(self, *more, wait=True, loaded=True):
         """Returns once the mount is there; unless told otherwise, once the engine is open too (or
         could not be opened), and all that start-up has to say is in status/events."""
-        environment = dict(os.environ, FLUXFS_FAKE_HOLD=self.hold_path, **self.environment)
+        environment = dict(os.environ, FLUXFS_FAKE_HOLD=self.hold_path,
+                           FLUXFS_FAKE_TAKEN=self.taken_path, **self.environment)
         self.log = open(self.log_path, "ab")
         self.process = subprocess.Popen(self.command(*more), env=environment, stderr=self.log,
                                         stdin=subprocess.DEVNULL, stdout=self.log)

@@ -179,6 +179,48 @@ class Jobs(MountTest):
         self.assertEqual(events.count(f"job {job} running"), 5)
         self.assertIn(f"job {job} failed: the prompt asked", events)
 
+    def take_memory(self):
+        with open(self.mount.taken_path, "w"):
+            pass
+
+    def test_others_take_the_memory(self):
+        """What is painted waits, loses nothing, and says so once."""
+        job = self.endless()
+        other = self.mount.prompt("another\n")[0]
+        self.take_memory()
+        self.mount.release()
+        self.assertEqual(self.health("error: job"),
+                         f"error: job {job} waits: the device has no more; it goes on when other programs give "
+                         f"memory back; rm queue/{job} cancels it\n")
+        self.assertIn(f"job {job} step 2/20 block 7/7", self.mount.read("status", "progress"))
+        self.pause()
+        time.sleep(2.5)  # two looks
+        self.health(f"error: job {job} waits: ")
+        self.pause(False)
+        self.assertEqual([self.state(job), self.state(other)], ["running", "waiting"])
+        events = self.mount.shell("timeout 1 cat mnt/status/events").stdout
+        self.assertEqual(events.count(f"job {job} waits: "), 1)
+        os.unlink(self.mount.taken_path)
+        self.assertEqual([self.mount.wait(each) for each in (job, other)], ["done"] * 2)
+        self.health("ok\n")
+        events = self.mount.shell("timeout 1 cat mnt/status/events").stdout
+        self.assertEqual(events.count(f"job {job} running"), 1)
+
+    def test_cancelled_or_unmounted_while_others_have_the_memory(self):
+        jobs = [self.endless(), self.mount.prompt("another\n")[0]]
+        self.take_memory()
+        self.mount.release()
+        for job in jobs:
+            self.health(f"error: job {job} waits: ")
+            if job == jobs[0]:
+                os.unlink(self.mount.at("queue", str(job)))
+                self.assertEqual(self.mount.wait(job), "cancelled")
+        self.assertEqual(self.mount.stop(), 0)
+        os.unlink(self.mount.taken_path)
+        self.mount.start()
+        self.assertEqual(self.mount.wait(jobs[1]), "done")
+        self.health("ok\n")
+
     def test_cancel_running(self):
         job = self.endless()
         for i, way in enumerate(("rm mnt/queue/000-{}", "rm mnt/queue/{}", "echo cancel > mnt/jobs/{}/ctl")):

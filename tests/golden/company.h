@@ -74,15 +74,20 @@ static inline bool same(int i, const struct image *image)
            memcmp(image_pixels(image), alone[i], picture_bytes(i)) == 0;
 }
 
-/* Until nobody is active; the number of rounds in which the engine failed. */
+/* Until nobody is active; the number of rounds in which the engine failed, or -EAGAIN as soon as it
+ * is short of memory. */
 static inline int run(struct engine *engine)
 {
     int failures = 0, rounds = 0;
     bool active = true;
 
     for (; active && EXPECT(rounds < 500); rounds++) {
+        int result = engine_advance(engine, &err);
+
+        if (result == -EAGAIN)
+            return result;
         active = false;
-        failures += engine_advance(engine, &err) != 0;
+        failures += result != 0;
         for (struct image *image = engine->images; image != NULL; image = image->next)
             active |= image_active(image);
     }
