@@ -150,11 +150,20 @@ bool pass_obtain(struct engine *engine, uint64_t bytes)
     return true;
 }
 
+/* What a pass had no room to give back while it ran: it is free now, but for work still queued. */
+static bool is_over_budget(const struct engine *engine)
+{
+    struct arena_stats stats;
+
+    arena_stats(engine->arena, &stats);
+    return stats.reserved > engine->budget;
+}
+
 void pass_budget(struct engine *engine)
 {
     (void)budget_watch(engine);
     lift_ceiling(engine);
-    if (budget_allowed(engine) == engine->budget)
+    if (budget_allowed(engine) == engine->budget && !is_over_budget(engine))
         return;
     pass_close(engine);
     engine->budget = budget_allowed(engine);

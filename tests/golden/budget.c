@@ -258,6 +258,59 @@ static void test_changing_budget(const char *model, const uint8_t *expected, uin
     engine_close(engine);
 }
 
+/* ---- a budget lowered while a picture is decoded ---- */
+
+static struct page_source_ops slow_ops;
+
+/* Work that is queued is done when somebody waits for it, no sooner, as on a busy card. */
+static int fence_not_yet(struct page_source *source, page_fence fence)
+{
+    return 0;
+}
+
+struct decoder {
+    struct engine *engine;
+    uint64_t budget;
+    int blocks, over; /* since that budget is in force */
+};
+
+static void lower_decoding(void *owner, struct image *image, const struct image_progress *progress)
+{
+    struct decoder *decoder = owner;
+    struct engine_memory memory;
+
+    engine_memory(decoder->engine, &memory);
+    if (progress->phase == IMAGE_DECODE && progress->block == 2)
+        engine_set_budget(decoder->engine, decoder->budget, &err);
+    decoder->blocks += memory.budget == decoder->budget;
+    decoder->over += memory.budget == decoder->budget && memory.reserved > memory.budget;
+}
+
+/* The workspace of the whole picture is more than the new budget; strips have room, and what they
+ * don't need is given back before they begin. */
+static void test_lowered_decoding(const char *model, const struct image_request *r,
+                                  const uint8_t *expected)
+{
+    struct decoder decoder = {.engine = open_engine(model, 0)};
+    struct image_observer observer = {&decoder, lower_decoding};
+    struct page_source *pages = decoder.engine->backend->pages;
+    struct image *image;
+
+    slow_ops = *pages->ops;
+    slow_ops.fence_query = fence_not_yet;
+    pages->ops = &slow_ops;
+    EXPECT(image_start(&image, decoder.engine, r, &observer, &err) == 0, "%s", err.text);
+    decoder.budget = image_budget(image);
+    while (image_active(image) && engine_advance(decoder.engine, &err) == 0)
+        ;
+    EXPECT(image_phase(image) == IMAGE_DONE && same(r, image_pixels(image), expected), "%s",
+           image->error.text);
+    EXPECT(decoder.blocks > 5 && decoder.over == 0, "%d of %d blocks", decoder.over,
+           decoder.blocks);
+    image_finish(image);
+    engine_close(decoder.engine);
+}
+
 /* The timeline is there for figures only: without it nothing is marked, and all else is the same.
  */
 static void test_timeline_off(const char *model, const uint8_t *expected, uint64_t budget)
@@ -394,6 +447,7 @@ int main(int argc, char **argv)
     least = test_least(argv[1], &full, expected_full, smallest);
     EXPECT(least <= 16400000, "%.2f MB", (double)least * 1e-6);
     test_budgets(argv[1], &full, expected_full, least, 3);
+    test_lowered_decoding(argv[1], &full, expected_full);
     EXPECT((most_spilled > 0) == card, "%llu bytes spilled", (unsigned long long)most_spilled);
     free(expected);
     free(expected_full);
