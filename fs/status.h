@@ -69,7 +69,7 @@ const char *status_health_name(enum health health);
 enum health status_health(struct status *status, const struct board_state *state,
                           char reason[EVENTS_LINE_BYTES]);
 
-/* Appends "job 17 step 12/28 block 31/57 single attention, 43 %, 5.1 s left". */
+/* Appends "job 17 step 12/28 block 31/135 single attention, 43 %, 5.1 s left". */
 void status_add_progress(struct text *text, const struct board_image *image);
 
 /* What jobs keep of an image's timing, to free; NULL when memory is short. */
