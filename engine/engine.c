@@ -244,6 +244,19 @@ static int measure_weights(struct engine *engine, struct error *err)
     return measure_least_budget(engine, err);
 }
 
+/* Not even what operations work in is to be had. */
+static int device_full(const struct engine *engine, struct error *err)
+{
+    struct page_source *pages = engine->backend->pages;
+    uint64_t free_bytes = 0, total_bytes = 0;
+
+    (void)pages->ops->memory(pages, &free_bytes, &total_bytes);
+    return error_set(err, ENOMEM,
+                     "the device has no %s to begin with: of its %s other programs leave %s",
+                     size_shown(engine->backend->workspace_bytes).text,
+                     size_shown(total_bytes).text, size_shown(free_bytes).text);
+}
+
 int engine_reserve(struct engine *engine, const struct engine_options *options, struct error *err)
 {
     static const int components[] = {MEMORY_TEXT_ENCODERS, MEMORY_TEXT_ENCODERS, MEMORY_WEIGHTS,
@@ -267,10 +280,14 @@ int engine_reserve(struct engine *engine, const struct engine_options *options, 
     arena.budget_bytes = engine->budget;
     arena.trace = engine->trace;
     result = arena_create(&engine->arena, engine->backend->pages, &arena);
-    if (result == 0)
-        memory_charge_context(engine);
-    if (result == 0 && workspace.bytes != 0)
+    if (result != 0)
+        return error_set(err, -result, "addresses for a vram_budget of %s: %s",
+                         size_shown(engine->budget).text, strerror(-result));
+    memory_charge_context(engine);
+    if (workspace.bytes != 0)
         result = arena_alloc(engine->arena, &workspace, &address, NULL);
+    if (result == -ENOMEM)
+        return device_full(engine, err);
     if (result != 0)
         return error_set(err, -result, "device memory: %s", strerror(-result));
     engine->backend->workspace = (void *)address;

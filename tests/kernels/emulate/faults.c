@@ -16,6 +16,7 @@
 enum { REFUSED = 10, FAILED, PAINTED, BROKEN };
 
 static const char *modules, *model;
+static uint64_t budget; /* bytes; 0: automatic */
 
 static bool one_line(const struct error *err)
 {
@@ -33,7 +34,8 @@ static int paint(const char *device, char *text, size_t text_bytes)
                                           .guidance = 3.5f,
                                           .cfg_scale = 1,
                                           .seed = 5};
-    struct engine_options options = {.model_path = model, .backend = "cuda", .module_dir = modules};
+    struct engine_options options = {
+        .model_path = model, .backend = "cuda", .module_dir = modules, .vram_budget_bytes = budget};
     struct error err = {0}, why = {0};
     struct engine *engine;
     struct image *image;
@@ -92,6 +94,7 @@ static void test_refusals(void)
 {
     static const struct {
         const char *device, *words;
+        uint64_t budget_mib;
     } cases[] = {
         {"no-device", "no NVIDIA GPU is visible"},
         {"old-driver", "driver is older than CUDA"},
@@ -100,17 +103,21 @@ static void test_refusals(void)
         {"lost=0", "unspecified launch failure"},
         {"memory=32", "no context on the first GPU: out of memory"},
         {"no-virtual-memory", "no virtual memory management"},
+        {"memory=4096 others=3980", "to begin with: of its 4.00 GiB other programs leave", 1000},
     };
 
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char text[512] = "";
-        int result = paint_apart(cases[i].device, text, sizeof text);
+        int result;
 
+        budget = cases[i].budget_mib << 20;
+        result = paint_apart(cases[i].device, text, sizeof text);
         printf("%-12s %s\n", cases[i].device, text);
         EXPECT(result == REFUSED || (result == FAILED && i == 4), "%s: %d", cases[i].device,
                result);
         EXPECT(strstr(text, cases[i].words) != NULL, "%s: \"%s\"", cases[i].device, text);
     }
+    budget = 0;
 }
 
 /* The device is lost at any moment of a picture. */
