@@ -3,6 +3,7 @@
  * Passes: running the blocks of one list over what is active, under the budget.
  */
 #include <errno.h>
+#include <math.h>
 #include <string.h>
 
 #include "engine/pipeline.h"
@@ -16,8 +17,10 @@ void pass_close(struct engine *engine)
     engine->workspace_bytes = 0;
 }
 
-/* Seconds until the device is asked again for what it did not give; doubled each time. */
+/* Seconds until the device is asked again for what it did not give; doubled each time, up to so
+ * many that a step done again costs little. */
 #define PATIENCE_S 5.0
+#define PATIENCE_MOST_S 80.0
 
 /* What fits into the budget was not to be had: the device has no more, and that is the limit. */
 static int memory_short(struct engine *engine, struct error *err)
@@ -28,7 +31,8 @@ static int memory_short(struct engine *engine, struct error *err)
     if (stats.reserved + stats.page_bytes > engine->budget)
         return err->code;
     engine->ceiling = stats.reserved;
-    engine->ceiling_wait_s = engine->ceiling_wait_s > 0 ? 2 * engine->ceiling_wait_s : PATIENCE_S;
+    engine->ceiling_wait_s =
+        engine->ceiling_wait_s > 0 ? fmin(2 * engine->ceiling_wait_s, PATIENCE_MOST_S) : PATIENCE_S;
     engine->ceiling_until_s = engine_now(engine) + engine->ceiling_wait_s;
     return error_set(err, EAGAIN, "the device has no memory beyond %s",
                      size_shown(stats.reserved).text);

@@ -173,6 +173,35 @@ static void test_set(const char *configs)
     engine_close(engine);
 }
 
+/* Of a budget that was set others leave for long little more than a picture takes: once they give
+ * memory back, it is in use again before long. */
+static void test_asked_again(const char *configs)
+{
+    enum { LONG_S = 200, SOON_S = 90 };
+    struct engine *engine = open_card(configs, 12 * GIB);
+    struct image_request many = request;
+    struct image *image;
+    double since;
+
+    many.steps = 1000;
+    EXPECT(image_start(&image, engine, &many, NULL, &err) == 0, "%s", err.text);
+    others = CARD - image_budget(image) - GIB / 16;
+    since = engine_now(engine);
+    while (engine_now(engine) < since + LONG_S && EXPECT(engine_advance(engine, &err) == 0))
+        expect_fits(engine);
+    EXPECT(image_active(image) && engine->budget < 2 * GIB, "%.3f GiB",
+           (double)engine->budget / GIB);
+    others = 0;
+    since = engine_now(engine);
+    while (engine->budget < 12 * GIB && image_active(image) &&
+           EXPECT(engine_advance(engine, &err) == 0))
+        expect_fits(engine);
+    EXPECT(engine->budget == 12 * GIB && engine_now(engine) < since + SOON_S, "after %.0f s",
+           engine_now(engine) - since);
+    image_finish(image);
+    engine_close(engine);
+}
+
 static uint64_t budget_without_grants(const struct image *image)
 {
     return image_budget(image) - card->context_granted;
@@ -351,6 +380,7 @@ int main(int argc, char **argv)
     test_little(argv[1]);
     test_little_more(argv[1]);
     test_holds_much(argv[1]);
+    test_asked_again(argv[1]);
     test_bits(argv[2]);
     return test_finish();
 }
