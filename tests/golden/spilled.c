@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Modulations that the host keeps, on a card whose streams run in any order that events allow: the
- * same pictures as with memory for all of them.
+ * same pictures as with memory for all of them. And of weights no more is pinned than the budget
+ * has page tables for.
  * usage: spilled MODEL BACKEND MODULES
  */
 #include <string.h>
 
+#include "engine/card.h"
 #include "engine/pipeline.h"
 #include "tests/test.h"
 
@@ -62,11 +64,22 @@ static void paint(struct engine *engine, uint8_t pixels[COUNT][PICTURE_BYTES])
     }
 }
 
+static void expect_granted(const struct engine *engine, uint64_t pinned_before)
+{
+    struct backend *backend = engine->backend;
+    uint64_t pinned = backend->ops->pinned_bytes(backend) - pinned_before;
+
+    EXPECT(pinned <= backend->context_granted * CUDA_PINNED_PER_TABLE,
+           "%.1f MB are pinned, %.1f MB of page tables granted", (double)pinned / 1e6,
+           (double)backend->context_granted / 1e6);
+}
+
 int main(int argc, char **argv)
 {
     static uint8_t freely[COUNT][PICTURE_BYTES], within[COUNT][PICTURE_BYTES];
     struct engine_options options = {.threads = 2};
     struct engine *engine;
+    uint64_t pinned;
 
     if (argc != 4)
         return EXIT_FAILURE;
@@ -75,10 +88,13 @@ int main(int argc, char **argv)
     options.module_dir = argv[3];
     if (!EXPECT(engine_open(&engine, &options, &err) == 0, "%s", err.text))
         return EXIT_FAILURE;
+    pinned = engine->backend->ops->pinned_bytes(engine->backend);
     paint(engine, freely);
+    expect_granted(engine, pinned);
     EXPECT(!spilled[0] && !spilled[1]);
     EXPECT(engine_set_budget(engine, least_for(engine, 1), &err) == 0, "%s", err.text);
     paint(engine, within);
+    expect_granted(engine, pinned);
     EXPECT(spilled[1]);
     for (int i = 0; i < COUNT; i++)
         EXPECT(memcmp(freely[i], within[i], PICTURE_BYTES) == 0, "picture %d", i);

@@ -187,7 +187,8 @@ static void test_asked_again(const char *configs)
     EXPECT(image_start(&image, engine, &many, NULL, &err) == 0, "%s", err.text);
     others = CARD - image_budget(image) - GIB / 16;
     since = engine_now(engine);
-    while (engine_now(engine) < since + LONG_S && EXPECT(engine_advance(engine, &err) == 0))
+    while (engine_now(engine) < since + LONG_S && image_active(image) &&
+           EXPECT(engine_advance(engine, &err) == 0))
         expect_fits(engine);
     EXPECT(image_active(image) && engine->budget < 2 * GIB, "%.3f GiB",
            (double)engine->budget / GIB);
