@@ -332,6 +332,7 @@ static void advance(struct worker *worker)
     int code = engine_advance(worker->engine, &err);
 
     if (code == -EAGAIN) {
+        jobs_look(worker); /* some may have been cancelled */
         room_tell_stalled(worker, &err);
         worker_wait(worker, WORKER_RETRY_S);
         return;
