@@ -92,8 +92,22 @@ int image_leave(struct image *image, struct error *err)
 
     op_download(&c, image->kept, image->latents);
     result = pass_sync(image->engine, err);
+    image->kept_step = image->step;
+    if (result == -EAGAIN) { /* who knows what was downloaded */
+        free(image->kept);
+        image->kept = NULL;
+        image->step = image->kept_step = 0;
+        result = 0;
+    }
     give_memory(image);
     return result;
+}
+
+void image_rewind(struct image *image)
+{
+    if (image->memory != 0)
+        image->step = image->kept_step;
+    give_memory(image);
 }
 
 void image_release(struct image *image)

@@ -22,7 +22,20 @@ void pass_close(struct engine *engine)
 #define PATIENCE_S 5.0
 #define PATIENCE_MOST_S 80.0
 
-/* What fits into the budget was not to be had: the device has no more, and that is the limit. */
+/* What a device needs of its own when it loads code for an operation, and seldom more. */
+#define CODE_BYTES ((uint64_t)64 << 20)
+
+/* The device has no more than that, and that is the limit for some time. */
+static int limit(struct engine *engine, uint64_t bytes, struct error *err)
+{
+    engine->ceiling = bytes;
+    engine->ceiling_wait_s =
+        engine->ceiling_wait_s > 0 ? fmin(2 * engine->ceiling_wait_s, PATIENCE_MOST_S) : PATIENCE_S;
+    engine->ceiling_until_s = engine_now(engine) + engine->ceiling_wait_s;
+    return error_set(err, EAGAIN, "the device has no memory beyond %s", size_shown(bytes).text);
+}
+
+/* What fits into the budget was not to be had. */
 static int memory_short(struct engine *engine, struct error *err)
 {
     struct arena_stats stats;
@@ -30,12 +43,20 @@ static int memory_short(struct engine *engine, struct error *err)
     arena_stats(engine->arena, &stats);
     if (stats.reserved + stats.page_bytes > engine->budget)
         return err->code;
-    engine->ceiling = stats.reserved;
-    engine->ceiling_wait_s =
-        engine->ceiling_wait_s > 0 ? fmin(2 * engine->ceiling_wait_s, PATIENCE_MOST_S) : PATIENCE_S;
-    engine->ceiling_until_s = engine_now(engine) + engine->ceiling_wait_s;
-    return error_set(err, EAGAIN, "the device has no memory beyond %s",
-                     size_shown(stats.reserved).text);
+    return limit(engine, stats.reserved, err);
+}
+
+/* The device had no memory for its own affairs, and some of ours is given back for that. Not all
+ * was done that was queued, so that no image's state can be trusted. */
+static int code_short(struct engine *engine, struct error *err)
+{
+    struct arena_stats stats;
+
+    for (struct image *image = engine->images; image != NULL; image = image->next)
+        image_rewind(image);
+    arena_stats(engine->arena, &stats);
+    engine->code_bytes = CODE_BYTES;
+    return limit(engine, stats.reserved > CODE_BYTES ? stats.reserved - CODE_BYTES : 0, err);
 }
 
 int pass_allocate(struct engine *engine, uint64_t bytes, const char *what, uintptr_t *address,
@@ -137,6 +158,16 @@ static void lift_ceiling(struct engine *engine)
         engine->ceiling = UINT64_MAX;
 }
 
+/* Where that was wanting: whether the device has memory for its own affairs. */
+static bool has_code_bytes(const struct engine *engine)
+{
+    struct page_source *pages = engine->backend->pages;
+    uint64_t free_bytes = 0, total_bytes = 0;
+
+    return engine->code_bytes == 0 || pages->ops->memory(pages, &free_bytes, &total_bytes) != 0 ||
+           free_bytes >= engine->code_bytes;
+}
+
 bool pass_obtain(struct engine *engine, uint64_t bytes)
 {
     uint64_t wanted = budget_wanted(engine);
@@ -145,7 +176,7 @@ bool pass_obtain(struct engine *engine, uint64_t bytes)
         return false;
     pass_close(engine);
     arena_set_budget(engine->arena, wanted);
-    if (arena_prepare(engine->arena, bytes) != 0) {
+    if (arena_prepare(engine->arena, bytes) != 0 || !has_code_bytes(engine)) {
         arena_set_budget(engine->arena, engine->budget);
         return false;
     }
@@ -180,6 +211,7 @@ void pass_rest(struct engine *engine)
     modulations_rest(engine);
     engine->ceiling = UINT64_MAX;
     engine->ceiling_wait_s = 0;
+    engine->code_bytes = 0;
 }
 
 int pass_block(struct engine *engine, size_t i, bool wrap, struct error *err)
@@ -228,7 +260,7 @@ int pass_sync(struct engine *engine, struct error *err)
         offload_drop(&engine->offload);
     }
     memory_charge_context(engine);
-    return result;
+    return result == -ENOMEM ? code_short(engine, err) : result;
 }
 
 struct compute pass_compute(const struct engine *engine, struct scratch *scratch)

@@ -86,8 +86,10 @@ struct engine {
     _Atomic uint64_t spilled_bytes; /* of the host's memory: modulations; any thread */
     float *spare;                   /* the host's, for the next ones; or NULL; the worker's */
     size_t spare_bytes;
-    uint64_t ceiling; /* what the device gave when it gave no more; the worker's, as the next two */
+    uint64_t
+        ceiling; /* what the device gave when it gave no more; the worker's, as the next three */
     double ceiling_until_s, ceiling_wait_s;
+    uint64_t code_bytes;  /* to leave to the device, since it had none for its own affairs; or 0 */
     uint64_t least_bytes; /* beyond fixed_bytes, that a picture of the smallest size needs; fixed */
     _Atomic uint64_t asked_bytes; /* the same of the largest picture that was found possible */
 };
@@ -129,7 +131,8 @@ struct image {
     struct needs needs;
     uintptr_t memory; /* of its state, in the arena; 0: it has none just now */
     struct tensor latents, rope;
-    float *kept; /* host: the latents while it has no memory; NULL until noise is drawn */
+    float *kept;   /* host: the latents as it had them without memory; NULL until noise is drawn */
+    int kept_step; /* what the next step was then */
     struct scratch step_scratch;
     uint8_t *pixels;
 
@@ -213,6 +216,8 @@ int image_draw(struct image *image);
 /* The state goes to the device, and back; the latents are what has to be kept. */
 int image_enter(struct image *image, struct error *err);
 int image_leave(struct image *image, struct error *err);
+/* Gives the state's memory back, whatever is in it: the image goes on where it entered last. */
+void image_rewind(struct image *image);
 /* Gives back all memory of the device, whatever is in it, and what is held for later phases. */
 void image_release(struct image *image);
 void image_fail(struct image *image, const struct error *err);
@@ -255,7 +260,8 @@ int pass_open(struct engine *engine, struct block_list *list, uint64_t workspace
               struct error *err);
 /* Makes block i usable; `wrap`: the pass will be run again. A budget set meanwhile takes effect. */
 int pass_block(struct engine *engine, size_t i, bool wrap, struct error *err);
-/* Waits for the device. After an error its contents are forgotten, since they can't be trusted. */
+/* Waits for the device. After an error its contents are forgotten, since they can't be trusted.
+ * -EAGAIN: it had no memory for its own affairs, and will be left some. */
 int pass_sync(struct engine *engine, struct error *err);
 void pass_close(struct engine *engine);
 /* Nothing to do: all but weights becomes free memory. */

@@ -34,6 +34,15 @@ bool cuda_check(struct cuda_backend *cuda, cudaError_t code, const char *what)
     return false;
 }
 
+void cuda_library_fail(struct cuda_backend *cuda, const char *library, const char *why)
+{
+    uint64_t free_bytes = 0, total_bytes = 0;
+    bool full = context_memory(&cuda->context, &free_bytes, &total_bytes) == 0 &&
+                free_bytes < CUDA_CODE_BYTES;
+
+    cuda_fail(cuda, full ? ENOMEM : EIO, library, why);
+}
+
 static int cuda_sync(struct backend *backend, struct error *err)
 {
     struct cuda_backend *cuda = cuda_of(backend);

@@ -84,6 +84,9 @@ static inline void *cuda_tile_area(const struct cuda_backend *cuda)
 /* Keeps the first error: "back end cuda: WHAT: why". True if there was none. */
 bool cuda_check(struct cuda_backend *cuda, cudaError_t code, const char *what);
 void cuda_fail(struct cuda_backend *cuda, int errnum, const char *what, const char *why);
+/* A library could not queue its work: for want of memory where the device has hardly any left, for
+ * libraries say all kinds of things then. */
+void cuda_library_fail(struct cuda_backend *cuda, const char *library, const char *why);
 
 bool cuda_events_create(struct cuda_backend *cuda, cudaEvent_t *events, int count, unsigned flags);
 void cuda_events_destroy(cudaEvent_t *events, int count);

@@ -271,7 +271,7 @@ bool dnn_attention(struct cuda_backend *cuda, const struct attention *args)
         status = execute(cuda, plan, args);
     cuda_growth_end(cuda);
     if (status != DNN_SUCCESS)
-        cuda_fail(cuda, EIO, "cuDNN", cuda->dnn.library.error_string(status));
+        cuda_library_fail(cuda, "cuDNN", cuda->dnn.library.error_string(status));
     return usable;
 }
 

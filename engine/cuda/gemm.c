@@ -386,7 +386,7 @@ void cuda_gemm(struct cuda_backend *cuda, const struct gemm *args)
     status = product_queue(cuda, plan, args, &plan->algorithm);
     cuda_growth_end(cuda);
     if (status != CUBLAS_STATUS_SUCCESS)
-        cuda_fail(cuda, EIO, "cuBLASLt", cublasLtGetStatusString(status));
+        cuda_library_fail(cuda, "cuBLASLt", cublasLtGetStatusString(status));
 }
 
 /* Other activations than GELU, whose tanh cuBLASLt computes well enough for bf16 only, follow in a

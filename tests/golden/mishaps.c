@@ -10,16 +10,27 @@
 
 static struct backend_ops failing_ops;
 static const struct backend_ops *real_ops;
-static int syncs, failing_sync, copies, failing_copy;
+static int syncs, failing_sync, failure, copies, failing_copy;
+static struct engine *failing_engine;
+
+/* Of steps, decoding or text whose operations were not all done, nothing is to be used. */
+static void spoil_latents(void)
+{
+    for (struct image *image = failing_engine->images; image != NULL; image = image->next)
+        if (image->memory != 0)
+            memset(image->latents.data, 0x3f, tensor_bytes(&image->latents));
+}
 
 static int sync_or_fail(struct backend *backend, struct error *error)
 {
     int result = real_ops->sync(backend, error);
     bool fails = ++syncs == failing_sync || (failing_copy != 0 && copies >= failing_copy);
 
-    if (fails)
-        copies = failing_copy = 0;
-    return fails ? error_set(error, EIO, "the device is gone") : result;
+    if (!fails)
+        return result;
+    copies = failing_copy = 0;
+    spoil_latents();
+    return error_set(error, failure, "the device is gone");
 }
 
 /* The copy that fails, and those behind it, leave rubbish. */
@@ -38,6 +49,8 @@ static void make_failing(struct engine *engine, int sync, int copy)
     failing_ops.sync = sync_or_fail;
     failing_ops.copy_weights = copy_or_fail;
     engine->backend->ops = &failing_ops;
+    failing_engine = engine;
+    failure = EIO;
     failing_sync = sync;
     failing_copy = copy;
     syncs = copies = 0;
@@ -104,6 +117,31 @@ static void test_failed_copy(uint64_t budget)
     } while (copy < all && test_failures < 10);
     EXPECT(copy > 100, "%d", copy);
 }
+/* The device has no memory for an operation's code, whenever: some of ours is given back, and all
+ * pictures are what they would have been. */
+static void test_short_of_code(uint64_t budget)
+{
+    int sync = 0, all;
+
+    do {
+        struct engine *engine = open_engine(budget);
+        struct image *images[COUNT];
+
+        make_failing(engine, ++sync, 0);
+        failure = ENOMEM;
+        for (int i = 0; i < COUNT; i++)
+            images[i] = start(engine, i, NULL);
+        EXPECT(run(engine) == 0, "sync %d: %s", sync, err.text);
+        all = syncs;
+        for (int i = 0; i < COUNT; i++) {
+            EXPECT(same(i, images[i]), "sync %d: %d: %s", sync, i, images[i]->error.text);
+            image_finish(images[i]);
+        }
+        engine_close(engine);
+    } while (sync < all && test_failures < 10);
+    EXPECT(sync > 10, "%d", sync);
+}
+
 /* ---- a device with less memory than the budget ---- */
 
 static struct page_source_ops short_ops;
@@ -203,6 +241,8 @@ int main(int argc, char **argv)
         return EXIT_FAILURE;
     test_failed_round();
     test_failed_copy(least);
+    test_short_of_code(0);
+    test_short_of_code(least + least / 2);
     test_short_device(least);
     test_refused_page();
     return company_end();
