@@ -181,12 +181,26 @@ static int read_tensors(struct safetensors *file, uint64_t data_begin, struct er
     return code;
 }
 
+/* What a clone without git-lfs has in the place of a large file. */
+static bool is_lfs_pointer(const struct safetensors *file)
+{
+    static const char start[] = "version https://git-lfs";
+
+    return file->map.size_bytes >= sizeof start - 1 &&
+           memcmp(file->map.data, start, sizeof start - 1) == 0;
+}
+
 static int read_header(struct safetensors *file, struct error *err)
 {
     const char *label = file_label(file->path);
     if (file->map.size_bytes < 8)
         return error_set(err, EINVAL, "%s: truncated: %llu bytes are no safetensors file", label,
                          (unsigned long long)file->map.size_bytes);
+    if (is_lfs_pointer(file))
+        return error_set(err, EINVAL,
+                         "%s: a Git LFS pointer instead of the weights; \"git lfs pull\" in its "
+                         "folder fetches them",
+                         label);
     uint64_t header_bytes = 0;
     for (int i = 7; i >= 0; i--)
         header_bytes = header_bytes << 8 | file->map.data[i];

@@ -142,6 +142,7 @@ static void refuses_hostile_lengths(void)
         {"", 0, "truncated: 0 bytes"},
         {"\1\0\0\0\0\0\0", 7, "truncated: 7 bytes"},
         {"\0\0\0\0\0\0\0\0", 8, "broken JSON"},
+        {"version https://git-lfs.github.com/spec/v1\n", 43, "a Git LFS pointer"},
         {"\3\0\0\0\0\0\0\0{}", 10, "truncated: a header of 3 bytes, but only 2 follow"},
         {"\0\0\0\0\1\0\0\0{}", 10, "a header of 4294967296 bytes"},
         {"\xff\xff\xff\xff\xff\xff\xff\xff{}", 10, "a header of 18446744073709551615 bytes"},
