@@ -175,9 +175,10 @@ int budget_check(const struct engine *engine, uint64_t bytes, struct error *err)
 
     if (bytes >= least)
         return 0;
-    return error_set(err, EINVAL,
-                     "vram_budget of %s is too small: the smallest picture takes %s at least",
-                     size_shown(bytes).text, size_needed(least).text);
+    return error_set(
+        err, EINVAL,
+        "vram_budget of %s is too small: the smallest picture, of one step, takes %s at least",
+        size_shown(bytes).text, size_needed(least).text);
 }
 
 void engine_memory(struct engine *engine, struct engine_memory *memory)
