@@ -106,13 +106,14 @@ int image_start(struct image **image, struct engine *engine, const struct image_
 
 /* One round for all active images: text encoders for those that need them, else one denoising step
  * of each, else decoding. As many take part as there is memory for, in the order in which they were
- * started; others wait. If the round fails (damaged weights, a lost device), the images that it
- * served are marked with the error, which is returned too; others go on with the next call. What is
- * wrong with one image (there is no memory for it alone, its numbers overflow) is that image's
- * error, and 0 is returned. -EAGAIN: nothing could be done, for the device has not the memory that
- * the budget allows, be it that other programs took it; all images go on where they were once a
- * later call finds some. With nothing to do, all memory but that of weights becomes free. A new
- * budget is applied in any case. */
+ * started; others wait. If the round fails, the images that it served are marked with the error,
+ * which is returned too: EINVAL if the model's files are to blame (damaged weights), else the
+ * device is (it is lost, say); others go on with the next call. What is wrong with one image (there
+ * is no memory for it alone, its numbers overflow) is that image's error, and 0 is returned.
+ * -EAGAIN: nothing could be done, for the device has not the memory that the budget allows, be it
+ * that other programs took it; all images go on where they were once a later call finds some. With
+ * nothing to do, all memory but that of weights becomes free. A new budget is applied in any case.
+ */
 int engine_advance(struct engine *engine, struct error *err);
 
 /* How many images it is best to have active, as things stand, when so many more wait to be started.

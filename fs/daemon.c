@@ -98,7 +98,11 @@ static void control_changed(void *owner, enum control_key key)
     if (key == CONTROL_VRAM_BUDGET) {
         worker_follow_budget(daemon->worker);
     }
-    worker_wake(daemon->worker);
+    if (key == CONTROL_VRAM_BUDGET || key == CONTROL_MODEL) {
+        worker_retry(daemon->worker);
+    } else {
+        worker_wake(daemon->worker);
+    }
 }
 
 /* ---- Images and jobs that go. ---- */

@@ -10,6 +10,7 @@
 #include "fs/status.h"
 
 enum { REOPEN_S = 10 }; /* between attempts to open the engine */
+#define REOPEN_NS (REOPEN_S * INT64_C(1000000000))
 
 /* ---- Borrowing engine and images: the worker frees neither while someone has them. ---- */
 
@@ -49,6 +50,14 @@ void worker_wake(struct worker *worker)
     worker->woken = true;
     pthread_cond_broadcast(&worker->changed);
     pthread_mutex_unlock(worker->lock);
+}
+
+void worker_retry(struct worker *worker)
+{
+    pthread_mutex_lock(worker->lock);
+    worker->asked = true;
+    pthread_mutex_unlock(worker->lock);
+    worker_wake(worker);
 }
 
 void worker_cancel(struct worker *worker, int64_t job)
@@ -256,6 +265,7 @@ void worker_open(struct worker *worker)
     int64_t start = clock_ns();
 
     control_values(worker->options.control, &values);
+    worker->doubted &= strcmp(worker->model, values.model) == 0;
     memcpy(worker->model, values.model, sizeof worker->model);
     options.model_path = worker->model;
     options.vram_budget_bytes = values.vram_budget_bytes;
@@ -306,6 +316,28 @@ static void tell_switch(struct worker *worker, const char *model)
     }
 }
 
+/* Seconds that an engine stays closed whose weights were found to be damaged: it would open, and
+ * take jobs, and find the same. 0: it may be opened. */
+static int rest_s(const struct worker *worker)
+{
+    int64_t rest_ns = worker->rest_end_ns - clock_ns();
+
+    /* The clock may be set back. */
+    return rest_ns > 0 && rest_ns <= REOPEN_NS ? (int)(rest_ns / 1000000000) + 1 : 0;
+}
+
+/* Whether someone wants it opened at once: once for each time that it was said. */
+static bool was_asked(struct worker *worker)
+{
+    bool asked;
+
+    pthread_mutex_lock(worker->lock);
+    asked = worker->asked;
+    worker->asked = false;
+    pthread_mutex_unlock(worker->lock);
+    return asked;
+}
+
 /* Opens the engine if none is, or if another model is wanted and nothing active. True: it is open,
  * and new jobs may be taken. */
 static bool engine_ready(struct worker *worker, const struct control_values *values)
@@ -314,12 +346,14 @@ static bool engine_ready(struct worker *worker, const struct control_values *val
 
     if (worker->engine != NULL && other && jobs_active(worker) == 0) {
         worker_close(worker);
-        worker->doubted = false;
         worker->state.health = HEALTH_LOADING;
     } else if (worker->engine != NULL) {
         tell_switch(worker, other ? values->model : NULL);
     }
-    if (worker->engine == NULL) {
+    if (was_asked(worker) || other) {
+        worker->rest_end_ns = 0;
+    }
+    if (worker->engine == NULL && rest_s(worker) == 0) {
         worker_open(worker);
     }
     return worker->engine != NULL && strcmp(values->model, worker->model) == 0;
@@ -344,8 +378,13 @@ static void advance(struct worker *worker)
     }
     jobs_lost(worker, &err);
     worker->doubted = true; /* opening reads no weights, and proves little */
-    worker_set_health(worker, HEALTH_ERROR, err.text);
-    worker_open(worker);
+    if (code == -EINVAL) {
+        worker->rest_end_ns = clock_ns() + REOPEN_NS;
+        tell_closed(worker, &err);
+    } else {
+        worker_set_health(worker, HEALTH_ERROR, err.text);
+        worker_open(worker);
+    }
 }
 
 static void *worker_main(void *owner)
@@ -363,7 +402,7 @@ static void *worker_main(void *owner)
             room_forget(worker);
         }
         if (worker->engine == NULL) {
-            worker_wait(worker, REOPEN_S);
+            worker_wait(worker, rest_s(worker) > 0 ? rest_s(worker) : REOPEN_S);
         } else if (jobs_active(worker) == 0) {
             engine_advance(worker->engine, &err); /* a new budget takes effect */
             worker_wait(worker, worker->queue_fails ? WORKER_RETRY_S : room_wait_s(worker));

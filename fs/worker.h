@@ -3,10 +3,11 @@
  * The thread that owns the engine: opens it, takes jobs from the queue, paints, and hands pixels to
  * the encoder. Says what it does on the board.
  *
- * When the engine can't be opened it is tried again every ten seconds; jobs wait. When it fails
- * (the device is lost, a weight turns out to be damaged) it is opened anew, and is not in good
- * health before it has painted something. A job that it was painting at two failures in a row has
- * failed.
+ * When the engine can't be opened it is tried again every ten seconds; jobs wait. So they do when a
+ * weight turns out to be damaged, which only painting shows: the engine is closed, for it is a new
+ * one that reads a repaired file. When the engine fails otherwise (the device is lost) it is opened
+ * anew at once, and a job that it was painting at two failures in a row has failed. After a failure
+ * it is not in good health before it has painted something.
  *
  * A job that the present budget has no room for waits, and those behind it; so does one again whose
  * picture was begun and lost its room. They go on when the budget allows it.
@@ -52,6 +53,9 @@ void worker_destroy(struct worker *worker); /* once stopped; NULL is allowed */
 
 /* The queue or control/ changed: look again. */
 void worker_wake(struct worker *worker);
+
+/* A closed engine is opened now, without waiting any longer. */
+void worker_retry(struct worker *worker);
 
 /* The job, if active, stops after the present block. */
 void worker_cancel(struct worker *worker, int64_t job);

@@ -365,7 +365,7 @@ void jobs_lost(struct worker *worker, const struct error *err)
         if (!stopping && queue_find(worker->options.queue, job, &now) && now.cancelling) {
             worker->state.cancelled++;
             job_change(worker, CHANGE_FINISH, &active->job, &cancelled);
-        } else if (image_phase(active->image) != IMAGE_FAILED) {
+        } else if (err->code == -EINVAL || image_phase(active->image) != IMAGE_FAILED) {
             job_change(worker, CHANGE_RELEASE, &active->job, NULL);
         } else if (was_lost(worker, job)) {
             job_fail(worker, &active->job, err->text);

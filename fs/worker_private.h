@@ -38,6 +38,7 @@ struct worker {
         bool looking;     /* someone asks the engine just now */
     } seen;               /* guarded by lock */
     bool woken, stopping; /* guarded by lock */
+    bool asked;           /* guarded by lock: to open the engine at once, if it is closed */
     struct {
         int64_t job;
         enum job_state state;
@@ -51,6 +52,7 @@ struct worker {
     bool queue_fails;           /* no job can be taken, for the disk is full or fails */
     int64_t lost[BOARD_IMAGES]; /* the jobs that the engine was painting when it last failed */
     bool doubted;               /* the engine failed, and has painted nothing since */
+    int64_t rest_end_ns;        /* of the time that damaged weights keep it closed; 0: they don't */
     struct {
         int64_t told;     /* the job that state.shortage is about */
         bool stalled;     /* it is being painted, and nothing goes on */
@@ -126,8 +128,9 @@ void jobs_take(struct worker *worker);
 /* After a round: ends those images that are through. */
 void jobs_look(struct worker *worker);
 
-/* The engine failed: its jobs wait again, but for those that it was painting the last time too,
- * which have failed, and for those that were being cancelled. The engine is closed. */
+/* The engine failed: its jobs wait again, but for those that were being cancelled, and those that
+ * it was painting the last time too, which have failed; not so if the weights are damaged (EINVAL),
+ * which is no job's fault. The engine is closed. */
 void jobs_lost(struct worker *worker, const struct error *err);
 
 /* Active jobs wait again in the queue. */

@@ -11,7 +11,8 @@
  *   FLUXFS_FAKE_OPEN_FAIL a text: engine_open fails with it
  *   FLUXFS_FAKE_PROMPTS   prompts that the text encoders serve beside those of images (default 0)
  *   FLUXFS_FAKE_BACKEND   the name of the back end (default cpu)
- * A model's folder with a file "broken" in it can't be opened.
+ * A model's folder with a file "broken" in it can't be opened; one with "damaged" has weights that
+ * the second step finds damaged, if the file was there when the engine opened.
  * A prompt containing "[fail]" fails in its second step, one containing "[lost]" loses the device,
  * one containing "[lost late]" once it is being cancelled. 16 pixels a side need 1 MiB of budget,
  * and an image that has lost it fails at the next step; "[no room]" does so in the second step.
@@ -51,6 +52,7 @@ struct engine {
     struct engine_info info;
     struct image *images;
     char *model_path;
+    bool damaged;                               /* are its weights */
     long passed;                                /* blocks */
     uint64_t expected[PROMPTS], known[PROMPTS]; /* hashes of prompts: to come; embedded ahead */
     size_t expected_count, known_count;
@@ -108,7 +110,7 @@ int engine_open(struct engine **engine, const struct engine_options *options, st
 {
     const char *fault = getenv("FLUXFS_FAKE_OPEN_FAIL");
     const char *backend = getenv("FLUXFS_FAKE_BACKEND");
-    char broken[4200];
+    char broken[4200], damaged[4200];
     struct engine *new;
 
     while (hold_limit() < 0) {
@@ -129,6 +131,8 @@ int engine_open(struct engine **engine, const struct engine_options *options, st
         return error_set(err, ENOMEM, "no memory for the engine");
     }
     new->model_path = strdup(options->model_path != NULL ? options->model_path : "fake");
+    snprintf(damaged, sizeof damaged, "%s/damaged", options->model_path);
+    new->damaged = access(damaged, F_OK) == 0;
     pthread_mutex_init(&new->lock, NULL);
     const char *slash = strrchr(new->model_path, '/');
     new->info = (struct engine_info){
@@ -350,6 +354,12 @@ static int image_pass(struct image *image, struct error *err)
             progress->phase = IMAGE_FAILED;
             error_set(&image->error, code, "the prompt asked for a failure");
             return 0;
+        }
+        if (progress->step == 2 && image->engine->damaged) {
+            progress->phase = IMAGE_FAILED;
+            error_set(&image->error, EINVAL, "%.80s/damaged: tensor x: NaN or infinite weights",
+                      image->engine->model_path);
+            return error_set(err, EINVAL, "%s", image->error.text);
         }
         while (strstr(prompt, "[lost late]") != NULL && !atomic_load(&image->cancelled)) {
             sleep_us(1000);

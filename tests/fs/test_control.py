@@ -134,10 +134,10 @@ class Control(MountTest):
         self.wait_for_model(os.path.basename(self.mount.folder))
         self.assertRegex(self.mount.read("status", "error"), f"^control/model: the value kept .*{model}: no such folder")
 
-    def model(self, name, broken=False):
+    def model(self, name, *faults):
         folder = os.path.join(self.mount.folder, name)
         os.mkdir(folder)
-        for file in ("model_index.json", "broken") if broken else ("model_index.json",):
+        for file in ("model_index.json", *faults):
             open(os.path.join(folder, file), "w").close()
         return folder
 
@@ -178,7 +178,7 @@ class Control(MountTest):
 
     def test_broken_model_and_back(self):
         good = self.model("good")
-        self.mount.write(self.model("bad", broken=True), "control", "model")
+        self.mount.write(self.model("bad", "broken"), "control", "model")
         wait_for(lambda: self.mount.read("status", "health").startswith("error: "), "the error")
         self.assertIn("bad: is broken", self.mount.read("status", "error"))
         job = self.mount.prompt("a fox\n")[0]
@@ -186,6 +186,61 @@ class Control(MountTest):
         self.mount.write(good, "control", "model")
         self.assertEqual(self.mount.wait(job), "done")
         self.assertEqual(self.mount.read("status", "health"), "ok\n")
+
+    def states(self, jobs):
+        return [self.mount.read("jobs", str(job), "state").strip() for job in jobs]
+
+    def damaged(self):
+        """A model whose damaged weights three jobs have come upon, which wait again."""
+        bad = self.model("bad", "damaged")
+        self.mount.write(bad, "control", "model")
+        self.wait_for_model("bad")
+        jobs = [self.mount.prompt(f"fox {i}\n")[0] for i in range(3)]
+        health = (f"error: {bad}/damaged: tensor x: NaN or infinite weights; tried again every 10 s, and at once "
+                  "when control/model or control/vram_budget is written\n")
+        wait_for(lambda: self.mount.read("status", "health") == health, health)
+        self.assertEqual(self.states(jobs), ["waiting"] * 3)
+        return bad, jobs
+
+    def tries(self):
+        return self.mount.shell("tail -n 400 mnt/status/events").stdout.count(" running")
+
+    def assert_painted(self, jobs, model):
+        for job in jobs:
+            self.assertEqual(self.mount.wait(job), "done")
+            with open(self.mount.at("images", self.mount.image(job)), "rb") as file:
+                self.assertIn(f"Model: {model}", parameters(file.read()))
+        self.assertEqual(self.mount.read("status", "health"), "ok\n")
+        self.assertIn("failed 0\n", self.mount.read("status", "queue"))
+
+    def test_damaged_model_is_repaired(self):
+        bad, jobs = self.damaged()
+        self.mount.write("cancel\n", "jobs", str(jobs[0]), "ctl")
+        self.assertEqual(self.mount.wait(jobs[0]), "cancelled")
+        jobs = jobs[1:] + self.mount.prompt("a bear\n")
+        # Neither these changes of the queue nor time alone have it tried again and again.
+        time.sleep(1)
+        self.assertLessEqual(self.tries(), 2)
+        os.unlink(os.path.join(bad, "damaged"))
+        self.assert_painted(jobs, "bad")
+
+    def test_damaged_model_is_tried_at_once_when_written(self):
+        bad, jobs = self.damaged()
+        start = time.monotonic()
+        for _ in range(12):
+            tries = self.tries()
+            self.mount.write(bad, "control", "model")
+            wait_for(lambda: self.tries() > tries, "another try")
+        self.assertLess(time.monotonic() - start, 100)  # they don't wait for the 10 s
+        os.unlink(os.path.join(bad, "damaged"))
+        self.mount.write(bad, "control", "model")
+        self.assert_painted(jobs, "bad")
+
+    def test_damaged_model_and_another(self):
+        _, jobs = self.damaged()
+        self.mount.write(self.model("good"), "control", "model")
+        self.wait_for_model("good")
+        self.assert_painted(jobs, "good")
 
 
 class Broken(MountTest):

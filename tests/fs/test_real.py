@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The real engine behind the mount: from prompt to PNG with the embedded model."""
 
+import glob
 import os
 import re
 import shutil
@@ -111,6 +112,30 @@ class Real(unittest.TestCase):
         made.write(f"{needed[1]}\n", "control", "vram_budget")
         wait_for(lambda: made.read("status", "health") == "ok\n", "the engine")
         made.paint("x --size 16 --steps 1\n")
+
+    def test_damaged_weights_and_repair(self):
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder)
+        model = shutil.copytree(MODEL, os.path.join(folder, "mod"))
+        path = glob.glob(os.path.join(model, "transformer", "*.safetensors"))[0]
+        with open(path, "rb") as file:
+            sound = file.read()
+        data = 8 + int.from_bytes(sound[:8], "little")
+        with open(path, "r+b") as file:
+            file.seek(data)
+            file.write(b"\xff\x7f" * ((len(sound) - data) // 2))
+        made = self.start(f"--model={model}")
+        jobs = [made.prompt(PROMPT)[0] for _ in range(3)]
+        wait_for(lambda: made.read("status", "health").startswith("error: "), "the error")
+        self.assertRegex(made.read("status", "health"), r"transformer/.*: tensor .*: NaN or infinite weights; the file is "
+                         "damaged, fetch it again; tried again every 10 s")
+        self.assertEqual([made.read("jobs", str(job), "state") for job in jobs], ["waiting\n"] * 3)
+        with open(path, "wb") as file:
+            file.write(sound)
+        made.write(f"{model}\n", "control", "model")
+        for job in jobs:
+            self.assertEqual(made.wait(job), "done")
+        self.assertEqual(made.read("status", "health"), "ok\n")
 
     def test_trace_records_every_allocation(self):
         folder = tempfile.mkdtemp()
