@@ -337,6 +337,16 @@ static uint64_t missing_bytes(const struct block_list *list)
     return bytes;
 }
 
+bool engine_cuts(const struct engine *engine, const char *prompt)
+{
+    int n = engine->info.max_tokens + 1;
+    int32_t *ids = malloc((size_t)n * sizeof *ids);
+    bool cuts = ids != NULL && t5_tokenizer_encode(engine->t5_tokenizer, prompt, ids, n, NULL) == n;
+
+    free(ids);
+    return cuts;
+}
+
 size_t engine_wanted_prompts(const struct engine *engine)
 {
     const struct timeline_sums *sums = &engine->timeline.sums;

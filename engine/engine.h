@@ -126,6 +126,9 @@ int engine_wanted_images(const struct engine *engine, size_t waiting);
  * which they will soon; 0 if they won't. More than none only where their weights have to come
  * anyway and computing takes less time than that. */
 size_t engine_wanted_prompts(const struct engine *engine);
+/* Whether the model leaves out a part of the prompt, since it is longer than max_tokens. */
+bool engine_cuts(const struct engine *engine, const char *prompt);
+
 /* Prompts that pictures will be started with soon, the next first; those told before are forgotten.
  * Their embeddings are remembered if the text encoders run meanwhile; a picture is the same. */
 void engine_expect(struct engine *engine, const char *const *prompts, size_t count);

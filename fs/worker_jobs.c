@@ -151,6 +151,11 @@ static int active_start(struct worker *worker, struct active *active, struct job
     *active = (struct active){.job = *job, .image = image, .started_ns = clock_ns()};
     pthread_mutex_unlock(worker->lock);
     worker_publish(worker);
+    if (engine_cuts(worker->engine, job->prompt.text)) {
+        events_add(worker->options.events,
+                   "job %lld: the model reads the first %d tokens of its prompt, and not the rest",
+                   (long long)job->info.id, engine_info(worker->engine)->max_tokens);
+    }
     return 0;
 }
 

@@ -396,6 +396,11 @@ int engine_wanted_images(const struct engine *engine, size_t waiting)
     return strcmp(engine->info.backend, "cpu") == 0 ? 1 : 4;
 }
 
+bool engine_cuts(const struct engine *engine, const char *prompt)
+{
+    return strlen(prompt) > (size_t)engine->info.max_tokens;
+}
+
 size_t engine_wanted_prompts(const struct engine *engine)
 {
     long wanted = 0;

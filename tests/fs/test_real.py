@@ -198,6 +198,14 @@ class Real(unittest.TestCase):
         made.paint("x --size 16 --steps 1\n")
         self.assertIn(why, self.start(f"--model={model}").read_log())
 
+    def test_prompt_that_the_model_does_not_read_to_its_end(self):
+        made, _ = self.paint()
+        read = int(re.search(r"longest_prompt (\d+)", made.read("status", "device"))[1])
+        for words, cut in ((read // 2, False), (2 * read, True)):
+            job = made.paint("star " * words + "--size 16 --steps 1\n")
+            events = made.shell("timeout 1 cat mnt/status/events").stdout
+            self.assertEqual(f"job {job}: the model reads the first {read} tokens" in events, cut)
+
     def test_budget_set_while_a_model_opens(self):
         folder = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, folder)
