@@ -252,6 +252,18 @@ static int make_absolute(char **path, struct error *err)
     return 0;
 }
 
+/* A path with ".", ".." or a symbolic link is looked up by libfuse once it is mounted, but not yet
+ * served: that never ends. Of one that leads nowhere mount_prepare says why. */
+static void make_plain(char **path)
+{
+    char *real = *path != NULL ? realpath(*path, NULL) : NULL;
+
+    if (real != NULL) {
+        free(*path);
+        *path = real;
+    }
+}
+
 /* A folder of its own for each mountpoint: /mnt/flux keeps its state in …/fluxfs/mnt-flux. */
 static char *default_state_dir(const char *mountpoint, struct error *err)
 {
@@ -335,6 +347,7 @@ static int complete(struct config *config, const struct arguments *found, struct
         make_absolute(&config->module_dir, err) != 0 ||
         make_absolute(&config->state_dir, err) != 0 || make_absolute(&config->trace_path, err) != 0)
         return err->code;
+    make_plain(&config->mountpoint);
     /* mount -a knows by it what is mounted already. */
     config->source = strdup(source != NULL && !named ? source
                             : config->model != NULL  ? config->model

@@ -37,7 +37,7 @@ struct config {
     /* For help and version nothing else is filled in; a plan has no mountpoint and no state. */
     enum config_action action;
     struct config_plan plan;
-    char *mountpoint;
+    char *mountpoint; /* without ".", ".." and symbolic links, if there is such a place */
     char *source;     /* the first column of /proc/mounts: SOURCE, the model's path, or "fluxfs" */
     char *model;      /* checkpoint folder; by default the embedded one */
     char *backend;    /* auto, cpu or cuda */
@@ -62,7 +62,8 @@ struct config {
 
 /* Reads everything. On failure the config needs no finishing. Errors are one line that names file,
  * line and key, or the option: "/etc/fluxfs.ini:7: vram_budget: 12Q is no size (try 12G …)".
- * Looked up on the disk are the ini files, and where the embedded model and the modules lie.
+ * Looked up on the disk are the ini files, the mountpoint, and where the embedded model and the
+ * modules lie.
  * Failure: EINVAL, ENOMEM, ENOENT, or reading's errno. */
 int config_load(struct config *config, int argc, char *const argv[], struct error *err);
 void config_finish(struct config *config);

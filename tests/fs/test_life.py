@@ -32,6 +32,23 @@ class Life(unittest.TestCase):
             self.assertEqual(made.stop(sig), 0)
             self.assertFalse(is_mounted(made.path))
 
+    def test_mountpoint_however_written(self):
+        """Where libfuse asks the mount before anyone serves it, none of these ends by itself."""
+        for folder, name in (("mnt", "."), ("mnt", "./"), ("mnt/x", ".."), (".", "mnt/."), (".", "mnt/"),
+                             (".", "./mnt/x/.."), (".", "link"), (".", "link/."), ("mnt", "../up/mnt")):
+            made = self.make(start=False)
+            os.mkdir(os.path.join(made.path, "x"))
+            os.symlink("mnt", os.path.join(made.folder, "link"))
+            os.symlink(".", os.path.join(made.folder, "up"))
+            command = made.command()[:-1]
+            made.command = lambda *more: ["env", "-C", os.path.join(made.folder, folder), *command, name]
+            made.start(wait=False)
+            wait_for(lambda: is_mounted(made.path), "the mount")
+            # A process of its own can be killed where this one would wait for ever.
+            subprocess.run(["stat", "-f", made.path], stdout=subprocess.DEVNULL, check=True, timeout=PATIENCE)
+            self.assertEqual(made.prompt("a fox\n"), [1])
+            self.assertEqual(made.stop(), 0, name)
+
     def umount(self, made):
         """Which may find the mount busy while something is still looked at."""
         wait_for(lambda: made.shell("umount mnt").returncode == 0, "umount")
@@ -159,6 +176,21 @@ class Life(unittest.TestCase):
         self.assertNotEqual(result.returncode, 0)
         self.assertIn("already", result.stderr)
         self.assertEqual(made.read("status", "health"), "ok\n")
+
+    def test_living_mount_is_found_through_a_link(self):
+        made = self.make()
+        link = os.path.join(made.folder, "link")
+        os.symlink("mnt", link)
+        command = [word for word in made.command()[:-1] if word != "--foreground"]
+        result = subprocess.run([*command, f"--state-dir={made.folder}/other", link], capture_output=True, text=True,
+                                timeout=PATIENCE)
+        self.assertEqual((result.returncode, result.stderr),
+                         (1, f"fluxfs: {made.path}: a fluxfs is mounted here already\n"))
+        self.assertEqual(made.read("status", "health"), "ok\n")
+        made.stop(signal.SIGKILL)
+        made.command = lambda *more: [FLUXFS, "--foreground", *command[1:], link]
+        made.start()
+        made.paint("a fox\n")
 
     def test_killed_daemon_leaves_no_process(self):
         made = self.make()
