@@ -48,14 +48,9 @@ int control_check_model(const char *folder, struct error *err)
 {
     struct stat st;
     struct error why;
-    char index[MAX_VALUE_BYTES + 32];
 
-    snprintf(index, sizeof index, "%s/model_index.json", folder);
     if (strlen(folder) > MAX_VALUE_BYTES || stat(folder, &st) != 0 || !S_ISDIR(st.st_mode)) {
         return error_set(err, EINVAL, "model: %.150s: no such folder", folder);
-    }
-    if (stat(index, &st) != 0) {
-        return error_set(err, EINVAL, "model: %.150s: holds no model_index.json", folder);
     }
     if (engine_check_model(folder, &why) != 0) {
         return error_set(err, EINVAL, "model: %s", why.text);

@@ -71,8 +71,8 @@ int control_set(struct control *control, enum control_key key, const char *bytes
 /* Appends the value and a newline. */
 void control_show(struct control *control, enum control_key key, struct text *text);
 
-/* Whether a folder could hold a checkpoint. EINVAL: there is none, or no model_index.json in it, or
- * the config or weights of a part are missing or broken. */
+/* Whether a folder could hold a checkpoint. EINVAL: there is none, or the config or weights of a
+ * part are missing or broken. */
 int control_check_model(const char *folder, struct error *err);
 
 /* What should be told at a mount: a value kept that goes over one of the command line, or that

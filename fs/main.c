@@ -144,7 +144,7 @@ static void warn(const struct config *config)
                  config->mountpoint);
     }
     if (control_check_model(config->model, &err) != 0) {
-        log_line(LOG_LEVEL_WARNING, "%s; prompts wait until it is there", err.text);
+        log_line(LOG_LEVEL_WARNING, "%s; prompts wait until it can be read", err.text);
     }
 }
 

@@ -11,8 +11,9 @@
  *   FLUXFS_FAKE_OPEN_FAIL a text: engine_open fails with it
  *   FLUXFS_FAKE_PROMPTS   prompts that the text encoders serve beside those of images (default 0)
  *   FLUXFS_FAKE_BACKEND   the name of the back end (default cpu)
- * A model's folder with a file "broken" in it can't be opened; one with "damaged" has weights that
- * the second step finds damaged, if the file was there when the engine opened.
+ * A model's folder with a file "unreadable" in it is refused by the check, with "broken" can't be
+ * opened; one with "damaged" has weights that the second step finds damaged, if the file was there
+ * when the engine opened.
  * A prompt containing "[fail]" fails in its second step, one containing "[lost]" loses the device,
  * one containing "[lost late]" once it is being cancelled. 16 pixels a side need 1 MiB of budget,
  * and an image that has lost it fails at the next step; "[no room]" does so in the second step.

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* The part of the fake engine that has no state. */
 #include <errno.h>
+#include <stdio.h>
+#include <unistd.h>
 
 #include "engine/engine.h"
 
@@ -13,7 +15,10 @@ int engine_forecast(struct engine_forecast *forecast, const struct engine_option
 
 int engine_check_model(const char *path, struct error *err)
 {
-    return 0;
+    char unreadable[4200];
+
+    snprintf(unreadable, sizeof unreadable, "%s/unreadable", path);
+    return access(unreadable, F_OK) == 0 ? error_set(err, EINVAL, "%s: is unreadable", path) : 0;
 }
 
 const char *image_phase_name(enum image_phase phase)

@@ -137,7 +137,7 @@ class Control(MountTest):
     def model(self, name, *faults):
         folder = os.path.join(self.mount.folder, name)
         os.mkdir(folder)
-        for file in ("model_index.json", *faults):
+        for file in faults:
             open(os.path.join(folder, file), "w").close()
         return folder
 

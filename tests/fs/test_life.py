@@ -116,12 +116,11 @@ class Life(unittest.TestCase):
         """Of what is no reason not to mount."""
         made = self.make(start=False)
         open(os.path.join(made.path, "hidden"), "w").close()
-        os.unlink(os.path.join(made.folder, "model_index.json"))
+        open(os.path.join(made.folder, "unreadable"), "w").close()
         result = self.background(made)
         self.assertEqual((result.returncode, result.stderr),
                          (0, f"fluxfs: {made.path} is not empty: what lies there is hidden by the mount\n"
-                             f"fluxfs: model: {made.folder}: holds no model_index.json; prompts wait until it is "
-                             "there\n"))
+                             f"fluxfs: model: {made.folder}: is unreadable; prompts wait until it can be read\n"))
         self.end_background(made)
         os.unlink(os.path.join(made.path, "hidden"))
 

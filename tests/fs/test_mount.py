@@ -107,7 +107,6 @@ class MountProgram(unittest.TestCase):
         made = self.make("a mount")
         model = os.path.join(made.folder, "a model")
         os.mkdir(model)
-        open(os.path.join(model, "model_index.json"), "w").close()
         # The line of the manual, but for the paths and the state.
         table = self.fstab(made, f"{model}\t{made.path}\tfuse.fluxfs\tvram_budget=128M,allow_other,_netdev,"
                                  f"state_dir={made.state}\t0\t0")
@@ -174,7 +173,6 @@ class OrdinaryUser(unittest.TestCase):
         self.addCleanup(shutil.rmtree, self.folder)
         self.path = os.path.join(self.folder, "mnt")
         os.mkdir(self.path)
-        open(os.path.join(self.folder, "model_index.json"), "w").close()
         for path in (self.folder, self.path):
             os.chown(path, self.user.pw_uid, self.user.pw_gid)
         if os.stat("/dev/fuse").st_mode & 0o006 != 0o006:

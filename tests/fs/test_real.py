@@ -206,6 +206,18 @@ class Real(unittest.TestCase):
             events = made.shell("timeout 1 cat mnt/status/events").stdout
             self.assertEqual(f"job {job}: the model reads the first {read} tokens" in events, cut)
 
+    def test_model_without_an_index(self):
+        """Which the engine never reads."""
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder)
+        for name in os.listdir(MODEL):
+            if name != "model_index.json":
+                os.symlink(os.path.join(MODEL, name), os.path.join(folder, name))
+        made = self.start(f"--model={folder}")
+        self.assertNotIn("prompts wait", made.read_log())
+        made.write(folder + "\n", "control", "model")
+        made.paint("x --size 16 --steps 1\n")
+
     def test_budget_set_while_a_model_opens(self):
         folder = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, folder)
