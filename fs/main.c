@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "fs/control.h"
@@ -16,12 +17,15 @@
 #include "fs/ops.h"
 #include "fs/plan.h"
 
+enum { HEALTH_WAIT_MS = 1000, HEALTH_LOOK_MS = 10 };
+
 /* In background mode the parent waits at the other end for one byte, an exit status, and prints
- * nothing itself: the child still has stderr until it is mounted. */
+ * nothing before it has that: the child still has stderr until it is mounted. */
 struct launch {
     const struct config *config;
     int report_fd; /* -1 in the foreground, and once reported */
     bool detached; /* so the log goes to syslog */
+    bool warned;   /* that prompts wait, and why */
 };
 
 static void launch_report(struct launch *launch, unsigned char status)
@@ -52,8 +56,44 @@ static void launch_mounted(void *owner)
     }
 }
 
+/* The first line of a file; "" if there is none. */
+static void line_read(const char *path, char *line, int size)
+{
+    FILE *file = fopen(path, "re");
+
+    if (file == NULL || fgets(line, size, file) == NULL) {
+        line[0] = '\0';
+    }
+    if (file != NULL) {
+        fclose(file);
+    }
+}
+
+/* Why prompts wait, as anyone could read it. Opening the engine is not waited for to its end: with
+ * a card it takes long. */
+static void tell_health(const char *mountpoint)
+{
+    const struct timespec pause = {.tv_nsec = HEALTH_LOOK_MS * 1000000L};
+    static const char error[] = "error: ";
+    char line[1024], *path = NULL;
+
+    if (asprintf(&path, "%s/status/health", mountpoint) < 0) {
+        return;
+    }
+    line_read(path, line, sizeof line);
+    for (int ms = 0; strncmp(line, "loading", 7) == 0 && ms < HEALTH_WAIT_MS;
+         ms += HEALTH_LOOK_MS) {
+        nanosleep(&pause, NULL);
+        line_read(path, line, sizeof line);
+    }
+    free(path);
+    if (strncmp(line, error, strlen(error)) == 0) {
+        fprintf(stderr, "fluxfs: prompts wait: %s", line + strlen(error));
+    }
+}
+
 /* The parent's half: waits until the child is mounted or has failed. */
-_Noreturn static void launch_wait(int fd, pid_t child)
+_Noreturn static void launch_wait(const struct launch *launch, int fd, pid_t child)
 {
     unsigned char status = EXIT_FAILURE;
     ssize_t got;
@@ -63,6 +103,8 @@ _Noreturn static void launch_wait(int fd, pid_t child)
     } while (got < 0 && errno == EINTR);
     if (got != 1) {
         waitpid(child, NULL, 0);
+    } else if (status == EXIT_SUCCESS && !launch->warned) {
+        tell_health(launch->config->mountpoint);
     }
     _exit(status);
 }
@@ -81,7 +123,7 @@ static int launch_detach(struct launch *launch, struct error *err)
     }
     if (child > 0) {
         close(fds[1]);
-        launch_wait(fds[0], child);
+        launch_wait(launch, fds[0], child);
     }
     close(fds[0]);
     launch->report_fd = fds[1];
@@ -135,15 +177,17 @@ static void files_limit_raise(void)
 }
 
 /* What is no reason not to mount, but should be seen by whoever types. */
-static void warn(const struct config *config)
+static void warn(struct launch *launch)
 {
+    const struct config *config = launch->config;
     struct error err;
 
     if (mount_hides(config->mountpoint)) {
         log_line(LOG_LEVEL_WARNING, "%s is not empty: what lies there is hidden by the mount",
                  config->mountpoint);
     }
-    if (control_check_model(config->model, &err) != 0) {
+    launch->warned = control_check_model(config->model, &err) != 0;
+    if (launch->warned) {
         log_line(LOG_LEVEL_WARNING, "%s; prompts wait until it can be read", err.text);
     }
 }
@@ -186,7 +230,7 @@ static int run(const struct config *config, struct launch *launch, struct error 
         code = check_trace(config->trace_path, err);
     }
     if (code == 0) {
-        warn(config);
+        warn(launch);
     }
     if (code == 0 && !config->foreground) {
         code = launch_detach(launch, err);

@@ -124,6 +124,16 @@ class Life(unittest.TestCase):
         self.end_background(made)
         os.unlink(os.path.join(made.path, "hidden"))
 
+    @needs("fuser")
+    def test_background_says_that_prompts_wait(self):
+        """Where the engine can't be opened, which is tried once it is mounted."""
+        made = self.make("--vram-budget=1M", start=False)
+        result = self.background(made)
+        self.assertEqual((result.returncode, result.stderr),
+                         (0, "fluxfs: prompts wait: the budget is too small: at least 64 MiB are needed; tried again "
+                             "every 10 s, and at once when control/model or control/vram_budget is written\n"))
+        self.end_background(made)
+
     def test_as_mount_8_calls_it(self):
         made = self.make(start=False)
         options = ("rw,noexec,nosuid,nodev,noauto,nofail,user,_netdev,x-systemd.automount,"
