@@ -46,7 +46,7 @@ enum {
     PROMPT_MAX_STEPS = 1000,
     PROMPT_MAX_COUNT = 64,
     PROMPT_SIDE_STEP_PX = 16,
-    PROMPT_MAX_SIDE_PX = 8192, /* here; the engine may take less (engine_check) */
+    PROMPT_MAX_SIDE_PX = 4096, /* no model takes more; some take less (engine_check) */
     PROMPT_MAX_NAME_BYTES = 127,
     PROMPT_VALUE_BYTES = 32, /* holds any value as text, NUL included */
 };
