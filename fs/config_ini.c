@@ -12,29 +12,59 @@
 struct ini_state {
     struct config *config;
     FILE *file;
-    int lines;          /* read so far */
-    int bad_line;       /* the first that inih would have cut or misunderstood; 0: none */
-    struct error first; /* inih goes on after an error; only the first is told */
+    char *line; /* as it is in the file */
+    size_t capacity;
+    const char *long_value; /* of the pair that inih has just been given; NULL: it has all of it */
+    int lines;              /* read so far */
+    int bad_line;           /* the first that inih would have cut or misunderstood; 0: none */
+    struct error first;     /* inih goes on after an error; only the first is told */
 };
 
+/* Makes a line that is too long for inih's buffer, which it would cut without a word, one without
+ * the value; that is kept. False: it has none. */
+static bool line_shorten(struct ini_state *state, char *line, char *shorter, size_t size)
+{
+    size_t key = strcspn(line, "=:"), end = key;
+    char *value = line + key + 1;
+
+    if (strchr(";#", line[0]) != NULL) {
+        strcpy(shorter, "\n");
+        return true;
+    }
+    while (line[end] != '\0' && !(line[end] == ';' && strchr(" \t", line[end - 1]) != NULL))
+        end++;
+    if (line[key] == '\0' || key + sizeof "=.\n" > size)
+        return false;
+    while (end > key + 1 && strchr(" \t\r\n", line[end - 1]) != NULL)
+        end--;
+    line[end] = '\0';
+    state->long_value = value + strspn(value, " \t");
+    snprintf(shorter, size, "%.*s=.\n", (int)key, line);
+    return true;
+}
+
 /* A line for inih, without the blanks before it, which would make it a continuation of the value
- * above. inih's buffer is short, and cuts what is longer without a word: such lines are noted. */
+ * above. */
 static char *ini_read(char *line, int size, void *stream)
 {
     struct ini_state *state = stream;
-    char *read = fgets(line, size, state->file);
+    ssize_t length = getline(&state->line, &state->capacity, state->file);
+    char *text = state->line;
 
-    if (read == NULL)
+    if (length < 0)
         return NULL;
     state->lines++;
-    if (strchr(line, '\n') == NULL && !feof(state->file)) {
-        if (state->bad_line == 0)
-            state->bad_line = state->lines;
-        return NULL;
+    state->long_value = NULL;
+    if (strlen(text) == (size_t)length) {
+        text += strspn(text, " \t");
+        if (strlen(text) < (size_t)size)
+            return strcpy(line, text);
+        if (line_shorten(state, text, line, (size_t)size))
+            return line;
     }
-    size_t blanks = strspn(line, " \t");
-    memmove(line, line + blanks, strlen(line + blanks) + 1);
-    return line;
+    if (state->bad_line == 0)
+        state->bad_line = state->lines;
+    return NULL;
 }
 
 static int ini_pair(void *user, const char *section, const char *key, const char *value)
@@ -42,6 +72,7 @@ static int ini_pair(void *user, const char *section, const char *key, const char
     struct ini_state *state = user;
     struct error err;
 
+    value = state->long_value != NULL ? state->long_value : value;
     if (section[0] != '\0' && strcmp(section, "fluxfs") != 0) {
         error_set(&err, EINVAL, "section [%.40s] is unknown; settings belong into [fluxfs]",
                   section);
@@ -69,8 +100,7 @@ static int ini_load(struct config *config, const char *path, bool required, stru
     line = ini_parse_stream(ini_read, &state, ini_pair, &state);
     if (line == 0 && state.bad_line != 0) {
         line = state.bad_line;
-        error_set(err, EINVAL, "%.150s:%d: is longer than %d bytes, or no text", path, line,
-                  INI_MAX_LINE - 2);
+        error_set(err, EINVAL, "%.150s:%d: is no text, or too long for what it is", path, line);
     } else if (line > 0 && state.first.code == 0)
         error_set(err, EINVAL, "%.150s:%d: is neither `key = value` nor [section]", path, line);
     else if (line > 0)
@@ -79,6 +109,7 @@ static int ini_load(struct config *config, const char *path, bool required, stru
         error_set(err, EIO, "%.150s: can't be read", path);
         line = -1;
     }
+    free(state.line);
     fclose(state.file);
     return line == 0 ? 0 : err->code;
 }
