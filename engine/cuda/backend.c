@@ -209,19 +209,16 @@ static int device_open(struct cuda_backend *cuda, struct error *err)
 
 void cuda_growth_begin(struct cuda_backend *cuda)
 {
-    uint64_t total_bytes;
-
-    if (context_memory(&cuda->context, &cuda->free_before, &total_bytes) != 0)
-        cuda->free_before = 0;
+    cuda->growing = context_usage(&cuda->context, &cuda->usage_before) == 0;
 }
 
 void cuda_growth_end(struct cuda_backend *cuda)
 {
     uint64_t code_bytes;
 
-    if (cuda->free_before != 0)
-        context_grow(&cuda->context, cuda->free_before);
-    cuda->free_before = 0;
+    if (cuda->growing)
+        context_grow(&cuda->context, &cuda->usage_before);
+    cuda->growing = false;
     code_bytes = cuda->context.grown + CUDA_OWN_CODE_BYTES;
     cuda->base.context_bytes = cuda->context.bytes + cuda->base.context_granted +
                                (code_bytes > CUDA_CODE_BYTES ? code_bytes : CUDA_CODE_BYTES);

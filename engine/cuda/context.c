@@ -11,14 +11,21 @@
 /* The most that a library loads or a kernel needs at once. */
 #define GROWTH_MOST ((uint64_t)512 << 20)
 
-static uint64_t cost_of(const struct cuda_context *context, const uint64_t *used_before,
-                        const uint64_t *used_after)
+static bool is_context(uint64_t before, uint64_t after)
+{
+    return after >= before + CONTEXT_LEAST && after <= before + CONTEXT_MOST;
+}
+
+/* `before` and `after` NULL: not known. */
+static uint64_t cost_of(const struct cuda_context *context, const struct device_usage *before,
+                        const struct device_usage *after)
 {
     uint64_t free_bytes = 0, total_bytes = 0;
 
-    if (used_before != NULL && used_after != NULL && *used_after >= *used_before + CONTEXT_LEAST &&
-        *used_after <= *used_before + CONTEXT_MOST)
-        return *used_after - *used_before;
+    if (before != NULL && after != NULL && is_context(before->own_bytes, after->own_bytes))
+        return after->own_bytes - before->own_bytes;
+    if (before != NULL && after != NULL && is_context(before->all_bytes, after->all_bytes))
+        return after->all_bytes - before->all_bytes;
     /* All that is in use, and not more: on a card of our own that is exact. */
     if (context_memory(context, &free_bytes, &total_bytes) == 0 && total_bytes >= free_bytes &&
         total_bytes - free_bytes < CONTEXT_USUAL)
@@ -42,23 +49,23 @@ static CUresult make(struct cuda_context *context)
 int context_open(struct cuda_context *context, const struct driver *driver, struct error *err)
 {
     struct cuda_context made = {.driver = driver};
-    uint64_t before, after;
+    struct device_usage before, after;
     const char *why = "?";
-    char bus_id[BUS_ID_BYTES] = "";
     bool known = false;
     CUresult code = driver->init(0);
 
     if (code == CUDA_SUCCESS)
         code = driver->device_get(&made.device, 0);
-    if (code == CUDA_SUCCESS && driver->device_bus_id(bus_id, sizeof bus_id, made.device) == 0)
-        known = driver->memory_used(bus_id, &before) == 0;
+    if (code == CUDA_SUCCESS &&
+        driver->device_bus_id(made.bus_id, sizeof made.bus_id, made.device) == 0)
+        known = driver->usage(made.bus_id, &before) == 0;
     if (code == CUDA_SUCCESS)
         code = make(&made);
     if (code != CUDA_SUCCESS) {
         driver->get_error_string(code, &why);
         return error_set(err, ENODEV, "back end cuda: no context on the first GPU: %s", why);
     }
-    known = known && driver->memory_used(bus_id, &after) == 0;
+    known = known && driver->usage(made.bus_id, &after) == 0;
     made.bytes = cost_of(&made, known ? &before : NULL, known ? &after : NULL);
     *context = made;
     return 0;
@@ -83,11 +90,30 @@ int context_memory(const struct cuda_context *context, uint64_t *free_bytes, uin
     return 0;
 }
 
-void context_grow(struct cuda_context *context, uint64_t free_before)
+int context_usage(const struct cuda_context *context, struct device_usage *usage)
 {
     uint64_t free_bytes, total_bytes;
+    struct device_usage told;
 
-    if (context_memory(context, &free_bytes, &total_bytes) == 0 && free_bytes < free_before &&
-        free_before - free_bytes <= GROWTH_MOST)
-        context->grown += free_before - free_bytes;
+    if (context_memory(context, &free_bytes, &total_bytes) != 0)
+        return -EIO;
+    if (context->driver->usage(context->bus_id, &told) != 0)
+        told.own_bytes = 0;
+    *usage = (struct device_usage){total_bytes - free_bytes, told.own_bytes};
+    return 0;
+}
+
+void context_grow(struct cuda_context *context, const struct device_usage *before)
+{
+    struct device_usage after;
+
+    if (context_usage(context, &after) != 0)
+        return;
+    if (before->own_bytes != 0 && after.own_bytes != 0) {
+        if (after.own_bytes > before->own_bytes)
+            context->grown += after.own_bytes - before->own_bytes;
+    } else if (after.all_bytes > before->all_bytes &&
+               after.all_bytes - before->all_bytes <= GROWTH_MOST) {
+        context->grown += after.all_bytes - before->all_bytes;
+    }
 }

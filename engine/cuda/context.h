@@ -2,10 +2,12 @@
 /*
  * The context: what the driver keeps on the device for this process, and how much memory that is.
  *
- * No function tells it, so that it is measured. What is in use before and after the context is made
- * NVML knows without one; where it is absent, the context is taken to be as large as they usually
- * are. Afterwards the driver's count of free memory is read around whatever makes it grow. Other
- * processes may take memory in the same moment: a difference that is no context's is not believed.
+ * No function of the driver tells it, so that it is measured: before and after it is made, and
+ * around whatever makes it grow. Where NVML tells how much this process has, that is exact.
+ * Elsewhere it is what the device has less of afterwards, by NVML, which needs no context, or by
+ * the driver; other processes may take or give back memory in the same moment: a difference that is
+ * no context's is not believed. Where NVML is absent, the context is taken to be as large as they
+ * usually are.
  */
 #ifndef FLUXFS_ENGINE_CUDA_CONTEXT_H
 #define FLUXFS_ENGINE_CUDA_CONTEXT_H
@@ -15,9 +17,10 @@
 struct cuda_context {
     const struct driver *driver; /* borrowed */
     CUdevice device;
-    CUcontext context; /* the primary one of the device, which the runtime uses too */
-    uint64_t bytes;    /* of the device, when it was made */
-    uint64_t grown;    /* since then: libraries' memory, kernels */
+    CUcontext context;         /* the primary one of the device, which the runtime uses too */
+    uint64_t bytes;            /* of the device, when it was made */
+    uint64_t grown;            /* since then: libraries' memory, kernels */
+    char bus_id[BUS_ID_BYTES]; /* "": not known */
 };
 
 /* On the first device. ENODEV with the driver's words, and nothing is held. */
@@ -27,7 +30,10 @@ void context_close(struct cuda_context *context); /* what is all zeros is allowe
 /* Free memory of the device now, and its whole. 0 or -EIO. */
 int context_memory(const struct cuda_context *context, uint64_t *free_bytes, uint64_t *total_bytes);
 
-/* What has gone of `free_before` bytes is the context's from now on. */
-void context_grow(struct cuda_context *context, uint64_t free_before);
+/* What is in use now. 0 or -EIO. */
+int context_usage(const struct cuda_context *context, struct device_usage *usage);
+
+/* What is in use beyond `before` is the context's from now on. */
+void context_grow(struct cuda_context *context, const struct device_usage *before);
 
 #endif

@@ -39,7 +39,8 @@ struct cuda_backend {
     int capability;                    /* 90: 9.0 */
     int multiprocessors, shared_bytes; /* of each */
     struct cuda_context context;
-    uint64_t free_before; /* of the growth that is being measured, or 0 */
+    struct device_usage usage_before; /* of the growth that is being measured … */
+    bool growing;                     /* … if any is */
     cudaStream_t compute, copy;
     cublasLtHandle_t blas;
     struct gemm_plans plans;
@@ -107,7 +108,7 @@ void transfer_close(struct cuda_backend *cuda);
 void transfer_tables(struct cuda_backend *cuda);
 
 /* Around whatever loads code or takes memory of its own, a library's first use of a plan above all:
- * what the device has less of afterwards is the context's. An end without a beginning does nothing;
+ * what is in use beyond what was before is the context's. An end without a beginning does nothing;
  * the worker's thread only. */
 void cuda_growth_begin(struct cuda_backend *cuda);
 void cuda_growth_end(struct cuda_backend *cuda);

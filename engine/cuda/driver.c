@@ -3,9 +3,11 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <string.h>
+#include <unistd.h>
 
 /* Where each function goes in the table. Those that changed since they were first published bear
  * the number that cuda.h means by their plain name. */
@@ -44,53 +46,73 @@ struct nvml_memory {
     unsigned long long total, available, used; /* bytes */
 };
 
-struct nvml {
-    int (*init)(void);
-    int (*shutdown)(void);
-    int (*device)(const char *bus_id, void **device);
-    int (*memory)(void *device, struct nvml_memory *memory);
+struct nvml_process {
+    unsigned pid;
+    unsigned long long used; /* bytes */
+    unsigned instances[2];
 };
 
-static bool nvml_open(struct nvml *nvml)
+enum { NVML_PROCESSES = 256 };
+
+/* Begun once and never ended, which takes longer than a look; as little is it closed as the driver.
+ */
+static struct {
+    bool begun;
+    int (*init)(void);
+    int (*device)(const char *bus_id, void **device);
+    int (*memory)(void *device, struct nvml_memory *memory);
+    int (*processes)(void *device, unsigned *count, struct nvml_process *processes); /* or NULL */
+} nvml;
+static pthread_once_t nvml_once = PTHREAD_ONCE_INIT;
+
+static void nvml_begin(void)
 {
     static const struct {
         const char *name;
-        size_t offset;
+        void *function;
     } functions[] = {
-        {"nvmlInit_v2", offsetof(struct nvml, init)},
-        {"nvmlShutdown", offsetof(struct nvml, shutdown)},
-        {"nvmlDeviceGetHandleByPciBusId_v2", offsetof(struct nvml, device)},
-        {"nvmlDeviceGetMemoryInfo", offsetof(struct nvml, memory)},
+        {"nvmlInit_v2", &nvml.init},
+        {"nvmlDeviceGetHandleByPciBusId_v2", &nvml.device},
+        {"nvmlDeviceGetMemoryInfo", &nvml.memory},
+        {"nvmlDeviceGetComputeRunningProcesses_v3", &nvml.processes},
     };
-    /* Never closed, as little as the driver. */
     void *library = dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL);
 
     for (size_t i = 0; library != NULL && i < sizeof functions / sizeof *functions; i++) {
         void *function = dlsym(library, functions[i].name);
 
-        if (function == NULL)
-            return false;
-        memcpy((char *)nvml + functions[i].offset, &function, sizeof function);
+        memcpy(functions[i].function, &function, sizeof function);
     }
-    return library != NULL;
+    nvml.begun =
+        nvml.init != NULL && nvml.device != NULL && nvml.memory != NULL && nvml.init() == 0;
 }
 
-static int memory_used(const char *bus_id, uint64_t *bytes)
+/* Some drivers list us under our number outside of the container, or with nothing. */
+static uint64_t own_bytes(void *device)
 {
-    struct nvml nvml;
+    struct nvml_process processes[NVML_PROCESSES];
+    unsigned count = NVML_PROCESSES / 2; /* (early drivers 535 write longer ones) */
+    uint64_t bytes = 0;
+
+    if (nvml.processes == NULL || nvml.processes(device, &count, processes) != 0)
+        return 0;
+    for (unsigned i = 0; i < count; i++)
+        if (processes[i].pid == (unsigned)getpid())
+            bytes += processes[i].used;
+    return bytes;
+}
+
+static int usage(const char *bus_id, struct device_usage *usage)
+{
     struct nvml_memory memory = {0};
     void *device = NULL;
-    int code;
+    uint64_t own;
 
-    if (!nvml_open(&nvml) || nvml.init() != 0)
+    pthread_once(&nvml_once, nvml_begin);
+    if (!nvml.begun || nvml.device(bus_id, &device) != 0 || nvml.memory(device, &memory) != 0)
         return -ENOTSUP;
-    code = nvml.device(bus_id, &device);
-    if (code == 0)
-        code = nvml.memory(device, &memory);
-    nvml.shutdown();
-    if (code != 0)
-        return -ENOTSUP;
-    *bytes = memory.used;
+    own = own_bytes(device);
+    *usage = (struct device_usage){memory.used, own <= memory.total ? own : 0};
     return 0;
 }
 
@@ -112,6 +134,6 @@ int driver_open(struct driver *driver, struct error *err)
                 entries[i].name);
         memcpy((char *)driver + entries[i].offset, &function, sizeof function);
     }
-    driver->memory_used = memory_used;
+    driver->usage = usage;
     return 0;
 }

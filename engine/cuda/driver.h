@@ -14,6 +14,12 @@
 
 enum { BUS_ID_BYTES = 32 };
 
+/* Memory of a device in use. */
+struct device_usage {
+    uint64_t all_bytes; /* by anybody */
+    uint64_t own_bytes; /* by this process; 0: none, or not told, as in some containers */
+};
+
 struct driver {
     CUresult (*get_error_string)(CUresult code, const char **text);
     CUresult (*init)(unsigned flags);
@@ -53,9 +59,8 @@ struct driver {
                            CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,
                            CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill);
 
-    /* Memory of a device in use by anybody, which needs no context: from NVML, if it is there.
-     * 0 or -ENOTSUP. */
-    int (*memory_used)(const char *bus_id, uint64_t *bytes);
+    /* From NVML, if it is there; needs no context. 0 or -ENOTSUP. */
+    int (*usage)(const char *bus_id, struct device_usage *usage);
 };
 
 /* ENODEV: there is no driver, or one too old. */

@@ -242,36 +242,71 @@ static void test_context_cost(void)
 {
     EXPECT(cost("context=200") == 200);
     EXPECT(cost("context=200 others=4000") == 200, "whatever others have");
-    EXPECT(cost("context=200 nvml=10") == 210, "who takes memory meanwhile can't be told apart");
-    EXPECT(cost("context=200 nvml=5000") == 200, "unless it is more than a context takes");
+    EXPECT(cost("context=200 nvml=10") == 200, "and whatever they take meanwhile");
+    EXPECT(cost("context=200 nvml=10 no-processes") == 210, "unless that can't be told apart");
+    EXPECT(cost("context=200 nvml=5000 no-processes") == 200, "more than a context takes");
     EXPECT(cost("context=200 no-nvml") == 200, "all that is in use");
     EXPECT(cost("context=200 no-nvml others=4000") == 640, "no more than is usual");
     EXPECT(cost("context=4 no-nvml") == 4);
 }
 
+/* Of one that grows while the device becomes another, in MiB. */
+static uint64_t growth(struct fixture *f, const char *from, const char *to)
+{
+    uint64_t grown = f->context.grown;
+    struct device_usage before = {0};
+
+    device_is(from);
+    EXPECT(context_usage(&f->context, &before) == 0);
+    device_is(to);
+    context_grow(&f->context, &before);
+    return (f->context.grown - grown) / MIB;
+}
+
 static void test_context_growth(void)
 {
-    uint64_t free_before = 0, total = 0;
+    struct device_usage before = {0};
     struct fixture f;
 
     device_is("");
     fixture_open(&f);
-    EXPECT(context_memory(&f.context, &free_before, &total) == 0);
-    context_grow(&f.context, free_before);
-    EXPECT(f.context.grown == 0);
-    device_is("others=10");
-    context_grow(&f.context, free_before);
-    EXPECT(f.context.grown == 10 * MIB);
-    device_is("others=2000");
-    context_grow(&f.context, free_before);
-    EXPECT(f.context.grown == 10 * MIB, "somebody else's");
+    EXPECT(growth(&f, "", "") == 0);
+    EXPECT(growth(&f, "", "grown=10") == 10);
+    EXPECT(growth(&f, "grown=10", "") == 0, "nothing is given back");
+    EXPECT(growth(&f, "others=100", "others=400 grown=10") == 10, "others take meanwhile");
+    EXPECT(growth(&f, "others=100", "others=20 grown=10") == 10, "others give back meanwhile");
+    EXPECT(growth(&f, "", "grown=600") == 600, "however much it is");
     device_is("");
-    context_grow(&f.context, free_before - MIB);
-    EXPECT(f.context.grown == 10 * MIB, "nothing is given back");
+    EXPECT(context_usage(&f.context, &before) == 0);
+    device_is("grown=10");
     device_fail(2, 0, CUDA_ERROR_LAUNCH_FAILED);
-    context_grow(&f.context, free_before + MIB);
-    EXPECT(f.context.grown == 10 * MIB);
+    context_grow(&f.context, &before);
+    EXPECT(f.context.grown == 630 * MIB);
     fixture_close(&f);
+}
+
+/* Where nobody tells how much is ours. */
+static void test_growth_untold(void)
+{
+    static const char *const words[] = {"no-nvml", "no-processes"};
+
+    for (int i = 0; i < 2; i++) {
+        char from[64], to[64];
+        struct fixture f;
+
+        device_is(words[i]);
+        fixture_open(&f);
+        snprintf(from, sizeof from, "%s others=100", words[i]);
+        snprintf(to, sizeof to, "%s others=100 grown=10", words[i]);
+        EXPECT(growth(&f, from, to) == 10);
+        EXPECT(growth(&f, to, from) == 0, "nothing is given back");
+        snprintf(to, sizeof to, "%s others=120 grown=10", words[i]);
+        EXPECT(growth(&f, from, to) == 30, "others can't be told apart");
+        snprintf(to, sizeof to, "%s others=2000", words[i]);
+        EXPECT(growth(&f, from, to) == 0, "unless it is more than a library takes");
+        EXPECT(growth(&f, "others=100", to) == 0, "not told any more");
+        fixture_close(&f);
+    }
 }
 
 static void test_no_context(void)
@@ -309,6 +344,7 @@ int main(void)
     test_page_not_taken_back();
     test_context_cost();
     test_context_growth();
+    test_growth_untold();
     test_no_context();
     return test_finish();
 }

@@ -263,6 +263,7 @@ cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *product, cublasCom
     *product = calloc(1, sizeof(struct product));
     demand(*product != NULL, "out of memory");
     ((struct product *)*product)->epilogue = CUBLASLT_EPILOGUE_DEFAULT;
+    device_grow();
     return CUBLAS_STATUS_SUCCESS;
 }
 

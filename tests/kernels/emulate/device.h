@@ -13,7 +13,9 @@
  *   context=MIB (what a context takes)  others=MIB (what other processes have)  no-nvml
  *   lazy (no work is done unasked)  clean (new pages are zeros: quick)
  *   nvml=MIB (what it sees more at every other look)  no-virtual-memory  granule=KIB
- *   card=CAPABILITY (90)
+ *   card=CAPABILITY (90)  no-processes (NVML does not tell how much each has)
+ *   grown=MIB (what the context has grown by)  grows=MIB (and by each product that is described)
+ *   swings=MIB (what others take when one is described, and give back at the next)
  */
 #ifndef FLUXFS_TESTS_KERNELS_EMULATE_DEVICE_H
 #define FLUXFS_TESTS_KERNELS_EMULATE_DEVICE_H
@@ -41,6 +43,9 @@ struct device_map {
 
 /* A word of FLUXFS_EMULATE: its number, 0 without one, or `otherwise` if it is not there. */
 long device_word(const char *word, long otherwise);
+
+/* A product is described: libraries load their code. */
+void device_grow(void);
 
 /* The device's memory in use and in all. */
 void device_memory(size_t *used_bytes, size_t *total_bytes);

@@ -13,6 +13,7 @@ enum { MEMORY_MIB = 8192, CONTEXT_MIB = 96 };
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 struct device_books call_books; /* lock, as the following */
 static int contexts;            /* retained */
+static int growths;             /* since the first was */
 static uint64_t fail_at, fail_repeat;
 static CUresult fail_code;
 
@@ -39,7 +40,9 @@ void device_fail(uint64_t at, uint64_t repeat, int code)
 
 static size_t others_bytes(void)
 {
-    return (size_t)device_word("others", 0) * MIB;
+    long swing = growths % 2 != 0 ? device_word("swings", 0) : 0;
+
+    return (size_t)(device_word("others", 0) + swing) * MIB;
 }
 
 static size_t total_bytes(void)
@@ -49,7 +52,17 @@ static size_t total_bytes(void)
 
 static size_t own_bytes(void)
 {
-    return virtual_bytes() + (contexts > 0 ? (size_t)device_word("context", CONTEXT_MIB) * MIB : 0);
+    long context = device_word("context", CONTEXT_MIB) + device_word("grown", 0) +
+                   growths * device_word("grows", 0);
+
+    return virtual_bytes() + (contexts > 0 ? (size_t)context * MIB : 0);
+}
+
+void device_grow(void)
+{
+    pthread_mutex_lock(&lock);
+    growths++;
+    pthread_mutex_unlock(&lock);
 }
 
 void device_memory(size_t *used, size_t *total)
@@ -186,6 +199,8 @@ static CUresult context_release(CUdevice device)
         return call_end(call_break("a context released once too often"));
     contexts--;
     call_books.contexts--;
+    if (contexts == 0)
+        growths = 0;
     return call_end(CUDA_SUCCESS);
 }
 
@@ -215,15 +230,19 @@ static CUresult memory_info(size_t *available, size_t *total)
 }
 
 /* "nvml=MIB": it sees so much more than there is, as if somebody else took it between two looks. */
-static int memory_used(const char *bus_id, uint64_t *bytes)
+static int usage(const char *bus_id, struct device_usage *usage)
 {
     static int looks;
     size_t used, total;
+    bool told = device_word("no-processes", -1) < 0;
 
     if (device_word("no-nvml", -1) == 0 || strcmp(bus_id, "0000:01:00.0") != 0)
         return -ENOTSUP;
     device_memory(&used, &total);
-    *bytes = used + (looks++ % 2 != 0 ? (size_t)device_word("nvml", 0) * MIB : 0);
+    usage->all_bytes = used + (looks++ % 2 != 0 ? (size_t)device_word("nvml", 0) * MIB : 0);
+    pthread_mutex_lock(&lock);
+    usage->own_bytes = told ? own_bytes() : 0;
+    pthread_mutex_unlock(&lock);
     return 0;
 }
 
@@ -341,7 +360,7 @@ int driver_open(struct driver *driver, struct error *err)
         .event_synchronize = event_synchronize,
         .event_destroy = event_destroy,
         .tensor_map = tensor_map,
-        .memory_used = memory_used,
+        .usage = usage,
     };
     virtual_fill(driver);
     return 0;

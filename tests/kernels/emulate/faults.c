@@ -200,6 +200,49 @@ static void test_budget_with_context(void)
     engine_close(watch.engine);
 }
 
+/* What counts as the context's after a picture, in MiB. */
+static uint64_t context_after(const char *device)
+{
+    const struct image_request request = {.prompt = "a small blue star",
+                                          .width_px = 48,
+                                          .height_px = 32,
+                                          .steps = 2,
+                                          .guidance = 3.5f,
+                                          .cfg_scale = 1};
+    struct engine_options options = {.model_path = model,
+                                     .backend = "cuda",
+                                     .module_dir = modules,
+                                     .vram_budget_bytes = (uint64_t)4 << 30};
+    struct engine_memory memory = {0};
+    struct image *image = NULL;
+    struct engine *engine;
+    struct error err = {0};
+
+    setenv("FLUXFS_EMULATE", device, 1);
+    if (!EXPECT(engine_open(&engine, &options, &err) == 0, "%s", err.text))
+        return 0;
+    EXPECT(image_start(&image, engine, &request, NULL, &err) == 0, "%s", err.text);
+    while (image != NULL && image_phase(image) < IMAGE_DONE)
+        engine_advance(engine, &err);
+    EXPECT(image != NULL && image_phase(image) == IMAGE_DONE, "%s", err.text);
+    image_finish(image);
+    engine_memory(engine, &memory);
+    engine_close(engine);
+    return memory.component[MEMORY_CONTEXT] >> 20;
+}
+
+/* What libraries take at the first use of each plan is ours, whatever others do meanwhile. */
+static void test_growth_in_company(void)
+{
+    uint64_t alone = context_after("context=200 grows=8");
+    uint64_t swinging = context_after("context=200 grows=8 others=100 swings=300");
+
+    printf("a context of 200 MiB grew to %llu\n", (unsigned long long)alone);
+    EXPECT(alone > 200 + 2 * (CUDA_CODE_BYTES >> 20) && alone < 1000);
+    EXPECT(swinging == alone, "%llu MiB, alone %llu", (unsigned long long)swinging,
+           (unsigned long long)alone);
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 3)
@@ -209,5 +252,6 @@ int main(int argc, char **argv)
     test_refusals();
     test_lost();
     test_budget_with_context();
+    test_growth_in_company();
     return test_finish();
 }
