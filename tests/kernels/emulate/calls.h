@@ -22,6 +22,10 @@ CUresult call_break(const char *rule);
 /* Whether the device has no room for so much more. The lock. */
 bool device_lacks(size_t bytes);
 
+/* ---- runtime.c ---- */
+
+size_t pinned_bytes(void); /* of host memory; no lock */
+
 /* ---- virtual.c ---- */
 
 size_t virtual_bytes(void); /* of pages in use; the lock */

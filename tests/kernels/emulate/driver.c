@@ -9,6 +9,8 @@
 
 enum { MEMORY_MIB = 8192, CONTEXT_MIB = 96 };
 #define MIB ((size_t)1 << 20)
+/* Of each pinned page of the host, in the device's memory. */
+enum { HOST_PAGE_BYTES = 4096, TABLE_ENTRY_BYTES = 8 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 struct device_books call_books; /* lock, as the following */
@@ -55,7 +57,8 @@ static size_t own_bytes(void)
     long context = device_word("context", CONTEXT_MIB) + device_word("grown", 0) +
                    growths * device_word("grows", 0);
 
-    return virtual_bytes() + (contexts > 0 ? (size_t)context * MIB : 0);
+    return virtual_bytes() + (contexts > 0 ? (size_t)context * MIB : 0) +
+           pinned_bytes() / HOST_PAGE_BYTES * TABLE_ENTRY_BYTES;
 }
 
 void device_grow(void)

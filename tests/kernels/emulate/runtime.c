@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* The CUDA runtime of the emulated GPU: streams, events, copies. */
+#include "tests/kernels/emulate/calls.h"
 #include "tests/kernels/emulate/device.h"
 
 #include <pthread.h>
@@ -33,7 +34,8 @@ static struct {
     const char *start;
     size_t bytes;
 } pinned[PINNED_MAX];
-static long works_done; /* since the start, or the last reset */
+static _Atomic size_t pinned_total; /* bytes */
+static long works_done;             /* since the start, or the last reset */
 
 long device_word(const char *word, long otherwise)
 {
@@ -338,6 +340,11 @@ cudaError_t cudaMemcpyAsync(void *target, const void *source, size_t bytes,
     return code;
 }
 
+size_t pinned_bytes(void)
+{
+    return pinned_total;
+}
+
 static void pin(const void *memory, size_t bytes)
 {
     pthread_mutex_lock(&lock);
@@ -345,6 +352,7 @@ static void pin(const void *memory, size_t bytes)
         if (pinned[i].start == NULL) {
             pinned[i].start = memory;
             pinned[i].bytes = bytes;
+            pinned_total += bytes;
             break;
         }
     }
@@ -355,8 +363,10 @@ static void unpin(const void *memory)
 {
     pthread_mutex_lock(&lock);
     for (int i = 0; i < PINNED_MAX; i++)
-        if (pinned[i].start == memory)
+        if (memory != NULL && pinned[i].start == memory) {
             pinned[i].start = NULL;
+            pinned_total -= pinned[i].bytes;
+        }
     pthread_mutex_unlock(&lock);
 }
 
