@@ -370,11 +370,12 @@ void host_store_destroy(struct host_store *store)
     free(store);
 }
 
-uint64_t host_memory_spare(void)
+uint64_t host_memory_spare(uint64_t in_place)
 {
     struct host_memory memory = host_memory();
-    uint64_t reserve = memory.total_bytes / 4;
+    uint64_t reserve = memory.total_bytes / 4, taken;
 
     reserve = reserve > HOST_SPARE_LEAST ? reserve : HOST_SPARE_LEAST;
-    return memory.available_bytes > reserve ? memory.available_bytes - reserve : 0;
+    taken = in_place <= UINT64_MAX - reserve ? reserve + in_place : UINT64_MAX;
+    return memory.available_bytes > taken ? memory.available_bytes - taken : 0;
 }

@@ -68,7 +68,8 @@ void host_store_retry(struct host_store *store);
 void host_store_settle(struct host_store *store);
 
 /* What this machine, or its part that is ours, can spare: of the memory that could be had without
- * swapping, all but a quarter of the whole and 2 GiB; 0 where that can't be read. */
-uint64_t host_memory_spare(void);
+ * swapping, all but a quarter of the whole and 2 GiB, and but the `in_place` bytes of it that are
+ * pinned; 0 where that can't be read. */
+uint64_t host_memory_spare(uint64_t in_place);
 
 #endif

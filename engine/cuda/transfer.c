@@ -283,9 +283,8 @@ static void store_unpin(void *owner, const void *pages)
 static uint64_t store_spare(void *owner, uint64_t in_place)
 {
     struct cuda_backend *cuda = owner;
-    uint64_t pinned = host_store_bytes(cuda->store), host = host_memory_spare(), tables;
+    uint64_t pinned = host_store_bytes(cuda->store), host = host_memory_spare(in_place), tables;
 
-    host = host > in_place ? host - in_place : 0;
     pthread_mutex_lock(&cuda->lock);
     cuda->host_spare = host;
     tables = cuda->tables_bytes * CUDA_PINNED_PER_TABLE;

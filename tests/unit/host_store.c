@@ -300,12 +300,12 @@ static void test_not_kept(void)
 static void test_spare(void)
 {
     struct host_memory memory = host_memory();
-    uint64_t left = memory.total_bytes / 8;
+    uint64_t left = memory.total_bytes / 8, spare = host_memory_spare(0);
 
-    EXPECT(host_memory_spare() <= memory.available_bytes - left ||
-               (memory.available_bytes < left && host_memory_spare() == 0),
-           "%llu of %llu", (unsigned long long)host_memory_spare(),
-           (unsigned long long)memory.available_bytes);
+    EXPECT(spare <= memory.available_bytes - left || (memory.available_bytes < left && spare == 0),
+           "%llu of %llu", (unsigned long long)spare, (unsigned long long)memory.available_bytes);
+    EXPECT(host_memory_spare(memory.total_bytes / 2) <= memory.total_bytes / 4, "pinned in place");
+    EXPECT(host_memory_spare(memory.total_bytes) == 0 && host_memory_spare(UINT64_MAX) == 0);
 }
 
 int main(void)
