@@ -128,6 +128,21 @@ uint64_t context_later(const struct engine *engine)
     return beyond(most - most % page, backend->context_granted);
 }
 
+/* What the device can give. A budget that is not beyond what it has makes room for more as it is
+ * charged; beyond that only what is free is there. */
+static uint64_t device_room(const struct engine *engine)
+{
+    struct page_source *pages = engine->backend->pages;
+    uint64_t free_bytes = 0, total_bytes = 0;
+    struct arena_stats stats;
+
+    arena_stats(engine->arena, &stats);
+    if (pages->ops->memory(pages, &free_bytes, &total_bytes) != 0 ||
+        engine->budget <= stats.reserved + free_bytes)
+        return UINT64_MAX;
+    return free_bytes;
+}
+
 /* What no picture needs of those that are active or were found possible, in whole pages. */
 static uint64_t context_room(const struct engine *engine)
 {
@@ -139,6 +154,8 @@ static uint64_t context_room(const struct engine *engine)
     room = lesser(room, beyond(engine->budget, least_budget(engine)));
     room = lesser(room, beyond(engine_room(engine), denoise_most(engine, NULL)));
     room = lesser(room, context_later(engine));
+    if (room > 0)
+        room = lesser(room, device_room(engine));
     return room - room % page;
 }
 

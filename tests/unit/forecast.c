@@ -236,6 +236,24 @@ static void test_figures(const char *configs)
     free(f.map);
 }
 
+/* A budget beyond all that the card has: it takes no more than that, page tables included. */
+static void test_beyond_the_card(const char *configs)
+{
+    const struct engine_device small = {
+        .memory_bytes = 24 * GIB, .flops = 165e12, .link_bytes = 25e9, .memory_bytes_s = 1e12};
+
+    for (int i = 1; i <= 32; i *= 2) {
+        struct engine_options options = {.model_path = configs,
+                                         .vram_budget_bytes = 24 * GIB + (uint64_t)i * GIB};
+        struct engine_forecast f;
+
+        if (!EXPECT(engine_forecast(&f, &options, &small, &square, 4, &err) == 0, "%s", err.text))
+            continue;
+        EXPECT(f.peak_bytes <= small.memory_bytes, "%.3f GiB", (double)f.peak_bytes / GIB);
+        free(f.map);
+    }
+}
+
 static void test_bad_devices(const char *configs)
 {
     struct engine_options options = {.model_path = configs};
@@ -337,6 +355,7 @@ int main(int argc, char **argv)
     test_prompts(argv[1]);
     test_figures(argv[1]);
     test_recorded(argv[1]);
+    test_beyond_the_card(argv[1]);
     test_bad_devices(argv[1]);
     test_machine(argv[2], 0);
     test_machine(argv[2], 30000000);
