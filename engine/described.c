@@ -218,10 +218,12 @@ static void copy_weights(struct backend *backend, const struct weight_copy *copi
     }
 }
 
-/* A ticket and a mark are the time itself, in nanoseconds from 1 on. */
+/* A ticket and a mark are the time itself, in nanoseconds from 1 on, as far as these can be
+ * counted.
+ */
 static uint64_t nanoseconds(double seconds)
 {
-    return 1 + (uint64_t)(seconds * 1e9 + 0.5);
+    return seconds < DESCRIBED_LONGEST_S ? 1 + (uint64_t)(seconds * 1e9 + 0.5) : UINT64_MAX;
 }
 
 static uint64_t copy_ticket(struct backend *backend)

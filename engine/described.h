@@ -26,6 +26,9 @@ int described_create(struct backend **backend, const struct backend *like, uint6
 /* Before it is used. */
 void described_set_rates(struct backend *backend, const struct device_rates *rates);
 
+/* Some 30 years: what is later is all the same to marks. */
+#define DESCRIBED_LONGEST_S 1e9
+
 /* Seconds since the start, when all that was queued is done. */
 double described_now(const struct backend *backend);
 

@@ -235,8 +235,8 @@ struct engine_forecast {
 /* Plans as an engine would, and paints pictures on a device that only counts and keeps a clock.
  * Only config.json is read of each component. `request`: its size and steps may be 0, the model's
  * own; prompt and seed don't matter. `jobs`: so many pictures wait. Errors as of engine_open,
- * engine_check (a budget that is too small, and the smallest), or EINVAL: of an impossible device.
- * On failure there is nothing to free. */
+ * engine_check (a budget that is too small, and the smallest), or EINVAL: of an impossible device;
+ * ERANGE: it is so slow that nobody counts the years. On failure there is nothing to free. */
 int engine_forecast(struct engine_forecast *forecast, const struct engine_options *options,
                     const struct engine_device *device, const struct image_request *request,
                     int jobs, struct error *err);

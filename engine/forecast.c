@@ -45,6 +45,16 @@ static struct device_rates described_rates(const struct engine_device *device)
                                  .link_bytes = device->link_bytes};
 }
 
+/* Whether the clock has told the time all along. */
+static int check_clock(const struct engine *engine, struct error *err)
+{
+    if (engine_now(engine) < DESCRIBED_LONGEST_S)
+        return 0;
+    return error_set(err, ERANGE,
+                     "on such a device this would take more than 30 years: are its link, speed and "
+                     "bandwidth right?");
+}
+
 /* The request, with what the model decides where it says nothing. */
 static struct image_request settle(const struct engine *engine, const struct image_request *request)
 {
@@ -286,6 +296,8 @@ static int paint(struct forecast_run *run, struct error *err)
         result = paint_one(run, "the second", &forecast->picture_s, err);
     if (result == 0)
         result = paint_many(run, err);
+    if (result == 0)
+        result = check_clock(engine, err);
     free(run->images);
     engine_memory(engine, &memory);
     forecast->peak_bytes = memory.peak_reserved;

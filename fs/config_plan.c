@@ -10,6 +10,10 @@
 
 enum { JOBS_MAX = 64 };
 
+/* Of GB/s and of TFLOP/s: beyond these it is a slip, and the times would be nonsense. */
+#define RATE_LEAST 0.01
+#define RATE_MOST 1e6
+
 static int read_number(double *number, const char *name, const char *value, struct error *err)
 {
     char shown[TEXT_SHOWN_BYTES], *end;
@@ -19,6 +23,21 @@ static int read_number(double *number, const char *name, const char *value, stru
         return error_set(err, EINVAL, "--%s: \"%s\" is no number above 0", name,
                          text_show(shown, value));
     *number = parsed;
+    return 0;
+}
+
+static int read_rate(double *rate, const char *name, const char *value, struct error *err)
+{
+    char shown[TEXT_SHOWN_BYTES];
+    double parsed;
+
+    if (read_number(&parsed, name, value, err) != 0)
+        return err->code;
+    if (parsed < RATE_LEAST || parsed > RATE_MOST)
+        return error_set(err, EINVAL, "--%s: %s: %g to %.0f %s are possible", name,
+                         text_show(shown, value), RATE_LEAST, RATE_MOST,
+                         strcmp(name, "tflops") == 0 ? "TFLOP/s" : "GB/s");
+    *rate = parsed;
     return 0;
 }
 
@@ -34,11 +53,11 @@ static int read_value(struct config_plan *plan, const char *name, const char *va
         return 0;
     }
     if (strcmp(name, "link") == 0)
-        return read_number(&plan->link_gb_s, name, value, err);
+        return read_rate(&plan->link_gb_s, name, value, err);
     if (strcmp(name, "tflops") == 0)
-        return read_number(&plan->tflops, name, value, err);
+        return read_rate(&plan->tflops, name, value, err);
     if (strcmp(name, "bandwidth") == 0)
-        return read_number(&plan->bandwidth_gb_s, name, value, err);
+        return read_rate(&plan->bandwidth_gb_s, name, value, err);
     if (read_number(&jobs, name, value, err) != 0)
         return err->code;
     if (jobs > JOBS_MAX || jobs != floor(jobs))

@@ -40,7 +40,7 @@ static void print_device(const struct engine_forecast *f, bool described, FILE *
 {
     fprintf(out, "device    %s: ", f->device);
     print_size(out, f->device_bytes);
-    fprintf(out, ", link %.1f GB/s, %.4g TFLOP/s, memory %.0f GB/s%s\n", f->rates.link_bytes / 1e9,
+    fprintf(out, ", link %.4g GB/s, %.4g TFLOP/s, memory %.5g GB/s%s\n", f->rates.link_bytes / 1e9,
             f->rates.flops / 1e12, f->rates.memory_bytes_s / 1e9,
             described ? "" : " (measured; memory that is free)");
     fprintf(out, "picture   %s, %dx%d, %d steps%s\n", f->model, f->image.width_px,

@@ -76,7 +76,10 @@ class Plan(unittest.TestCase):
         least = re.search(r"needs a vram_budget of ([\d.]+ MiB) at least; it is 921.6 MiB", text)
         self.plan(f"--model={CONFIGS}", *CARD, f"--vram-budget={least[1]}")
         for words, why in ((["--vram=24G", "--link=25"], "--tflops is missing"), (["--vram=24G", "--bandwidth=900"], "--link is missing"),
-                           (["--link=0"], "--link: \"0\""), (["--tflops=x"], "--tflops: \"x\""),
+                           (["--link=0"], "--link: \"0\""), (["--link=1e-9"], "--link: 1e-9: 0.01 to 1000000 GB/s"),
+                           (["--tflops=1e300"], "--tflops: 1e300: 0.01 to 1000000 TFLOP/s"),
+                           (["--link=0.01", "--tflops=0.01", "--bandwidth=0.01", "--steps=1000", "--size=4096"], "30 years"),
+                           (["--tflops=x"], "--tflops: \"x\""),
                            (["--vram=1Q"], "--vram: \"1Q\""),
                            (["--vram=24"], "--vram: 24 is 24 bytes: write 24G, or 24M"),
                            (["--vram-budget=12"], "12 is 12 bytes: write 12G"), (["--jobs=2.5"], "--jobs"),

@@ -265,6 +265,13 @@ static void test_bad_devices(const char *configs)
     device = card;
     device.memory_bytes = 0;
     EXPECT(engine_forecast(&f, &options, &device, &square, 1, &err) == -EINVAL);
+    for (int i = 0; i < 2; i++) {
+        device = card;
+        *(i == 0 ? &device.link_bytes : &device.flops) = 1;
+        EXPECT(engine_forecast(&f, &options, &device, &square, 1, &err) == -ERANGE &&
+                   strstr(err.text, "more than 30 years") != NULL,
+               "%s", err.text);
+    }
     options.model_path = "/nowhere";
     EXPECT(engine_forecast(&f, &options, &card, &square, 1, &err) == -ENOENT &&
                strstr(err.text, "/nowhere") != NULL,
