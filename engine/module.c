@@ -13,6 +13,7 @@ int module_open(struct backend **backend, const char *directory, const char *nam
     char path[4096];
     void *module;
     module_create *create;
+    int result;
 
     if (directory == NULL)
         return error_set(err, ENOENT,
@@ -30,5 +31,12 @@ int module_open(struct backend **backend, const char *directory, const char *nam
     create = (module_create *)(uintptr_t)dlsym(module, MODULE_ENTRY);
     if (create == NULL)
         return error_set(err, EPROTO, "back end %s: %.150s is no fluxfs module", name, path);
-    return create(BACKEND_ABI, sizeof(struct backend_ops), backend, err);
+    result = create(BACKEND_ABI, sizeof(struct backend_ops), backend, err, module_layout());
+    /* Said here, as the other build may say anything. */
+    if (result == -EPROTO)
+        return error_set(err, EPROTO,
+                         "back end %s: %.120s is of another build than this fluxfs: install both "
+                         "from one build, or name the module's folder in module_dir",
+                         name, path);
+    return result;
 }

@@ -277,15 +277,12 @@ static int backend_open(struct cuda_backend *cuda, struct error *err)
 __attribute__((visibility("default"))) module_create fluxfs_backend_create;
 
 int fluxfs_backend_create(uint32_t abi, uint32_t ops_size, struct backend **backend,
-                          struct error *err)
+                          struct error *err, uint32_t layout)
 {
     struct cuda_backend *cuda;
 
-    if (abi != BACKEND_ABI || ops_size != sizeof(struct backend_ops))
-        return error_set(err, EPROTO,
-                         "back end cuda: the module is of another version (interface %d of %zu "
-                         "bytes, wanted %u of %u); install both from one build",
-                         BACKEND_ABI, sizeof(struct backend_ops), abi, ops_size);
+    if (module_check(abi, ops_size, layout, err) != 0)
+        return err->code;
     cuda = calloc(1, sizeof *cuda);
     if (cuda == NULL)
         return error_set(err, ENOMEM, "out of host memory");

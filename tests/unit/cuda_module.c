@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The CUDA module opens on any machine: with a GPU it gives a back end, without one it says why
- * not in one line; and it refuses callers of another version.
+ * not in one line; and it refuses callers of another build.
  * usage: cuda_module FOLDER
  */
 #include <dlfcn.h>
@@ -35,6 +35,7 @@ static void test_open(const char *folder)
 
 static void test_versions(const char *folder)
 {
+    uint32_t ops_size = sizeof(struct backend_ops), layout = module_layout();
     struct backend *backend = NULL;
     struct error err = {0};
     char path[4096];
@@ -48,9 +49,10 @@ static void test_versions(const char *folder)
     create = (module_create *)(uintptr_t)dlsym(module, MODULE_ENTRY);
     if (!EXPECT(create != NULL))
         return;
-    EXPECT(create(BACKEND_ABI + 1, sizeof(struct backend_ops), &backend, &err) == -EPROTO);
-    EXPECT(strstr(err.text, "another version") != NULL, "\"%s\"", err.text);
-    EXPECT(create(BACKEND_ABI, sizeof(struct backend_ops) - 8, &backend, &err) == -EPROTO);
+    EXPECT(create(BACKEND_ABI + 1, ops_size, &backend, &err, layout) == -EPROTO);
+    EXPECT(strstr(err.text, "another build") != NULL, "\"%s\"", err.text);
+    EXPECT(create(BACKEND_ABI, ops_size - 8, &backend, &err, layout) == -EPROTO);
+    EXPECT(create(BACKEND_ABI, ops_size, &backend, &err, layout + 8) == -EPROTO);
     EXPECT(backend == NULL);
 }
 

@@ -36,7 +36,7 @@ static int hollow_sync(struct backend *backend, struct error *err)
 __attribute__((visibility("default"))) module_create fluxfs_backend_create;
 
 int fluxfs_backend_create(uint32_t abi, uint32_t ops_size, struct backend **backend,
-                          struct error *err)
+                          struct error *err, uint32_t layout)
 {
     const struct fake_options options = {CUDA_PAGE_BYTES, DEVICE_BYTES, false};
     const struct device_rates at_once = {.linear_flops = INFINITY,
@@ -45,9 +45,8 @@ int fluxfs_backend_create(uint32_t abi, uint32_t ops_size, struct backend **back
                                          .memory_bytes = INFINITY,
                                          .link_bytes = INFINITY};
 
-    if (abi != BACKEND_ABI || ops_size != sizeof(struct backend_ops))
-        return error_set(err, EPROTO, "hollow back end: of another version");
-    if (described_create(backend, NULL, DEVICE_BYTES, err) != 0)
+    if (module_check(abi, ops_size, layout, err) != 0 ||
+        described_create(backend, NULL, DEVICE_BYTES, err) != 0)
         return err->code;
     ops = *(*backend)->ops;
     described_destroy = ops.destroy;
