@@ -53,7 +53,6 @@ static int cuda_sync(struct backend *backend, struct error *err)
     first = cuda->error;
     cuda->error = (struct error){0};
     pthread_mutex_unlock(&cuda->lock);
-    gemm_cache_save(&cuda->plans.cache);
     transfer_tables(cuda);
     return first.code == 0 ? 0 : error_set(err, -first.code, "%s", first.text);
 }

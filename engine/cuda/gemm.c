@@ -50,7 +50,6 @@ int gemm_plans_open(struct cuda_backend *cuda, struct error *err)
 
 void gemm_plans_finish(struct gemm_plans *plans)
 {
-    gemm_cache_save(&plans->cache);
     gemm_cache_finish(&plans->cache);
     if (plans->begin != NULL)
         cudaEventDestroy(plans->begin);
@@ -276,10 +275,11 @@ static void candidates_compare(struct candidates *c, struct cuda_backend *cuda,
 }
 
 /* What is proposed; for a product that takes long, also what is like the best of that. A product
- * that is short keeps the first proposal. */
+ * that is short keeps the first proposal, and so does one whose outcome can't be kept. */
 static void plan_measure(struct cuda_backend *cuda, struct gemm_plan *plan, const struct gemm *args,
                          const cublasLtMatmulHeuristicResult_t *found, int count)
 {
+    struct gemm_choice choice = {.shape = plan->shape};
     struct candidates c = {.count = 1};
 
     for (int i = 0; i < count; i++)
@@ -300,10 +300,10 @@ static void plan_measure(struct cuda_backend *cuda, struct gemm_plan *plan, cons
         candidates_try(&c, proposed, cuda, plan, args);
     }
     candidates_compare(&c, cuda, plan, args);
-    if (c.all[0].ms == INFINITY)
-        return;
-    plan->algorithm = c.all[0].algorithm;
-    gemm_cache_add(&cuda->plans.cache, &(struct gemm_choice){plan->shape, plan->algorithm});
+    choice.algorithm = c.all[0].algorithm;
+    if (c.all[0].ms < INFINITY && gemm_cache_keep(&cuda->plans.cache, &choice) &&
+        algorithm_possible(plan, cuda->blas, &choice.algorithm))
+        plan->algorithm = choice.algorithm;
 }
 
 /* Takes the algorithm measured before, or measures, or takes the first proposal. */
@@ -322,7 +322,7 @@ static bool plan_choose(struct cuda_backend *cuda, struct gemm_plan *plan, const
         return false;
     plan->algorithm = found[0].algo;
     /* Without a place to remember the outcome, another start might compute other bits. */
-    if (known == NULL && cuda->plans.cache.path[0] != '\0')
+    if (known == NULL && gemm_cache_has_room(&cuda->plans.cache))
         plan_measure(cuda, plan, args, found, count);
     return true;
 }

@@ -5,8 +5,9 @@
  * are kept in bf16: to fp32 results they are added from a copy.
  *
  * What cuBLASLt proposes for a shape, and what it allows beside the best of that, is measured when
- * the shape first comes, and the fastest is kept (gemm_cache.h). The choice depends on nothing but
- * the shape: not on addresses, so that the same work gives the same bits wherever memory lies.
+ * the shape first comes, and the fastest is kept (gemm_cache.h), or else the first proposal. The
+ * choice depends on nothing but the shape: not on addresses, so that the same work gives the same
+ * bits wherever memory lies.
  */
 #ifndef FLUXFS_ENGINE_CUDA_GEMM_H
 #define FLUXFS_ENGINE_CUDA_GEMM_H

@@ -1,17 +1,16 @@
 /* SPDX-License-Identifier: MIT */
 #include "engine/cuda/gemm_cache.h"
 
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #define WORDS (sizeof(cublasLtMatmulAlgo_t) / sizeof(uint64_t))
-
-/* More than this many lines were not written by us. */
-#define CHOICES_MAX 4096
 
 bool gemm_shape_same(const struct gemm_shape *a, const struct gemm_shape *b)
 {
@@ -32,14 +31,14 @@ const struct gemm_choice *gemm_cache_find(const struct gemm_cache *cache,
 
 static bool append(struct gemm_cache *cache, const struct gemm_choice *choice)
 {
-    if (cache->count == cache->capacity) {
+    if (cache->count == GEMM_CHOICES_MAX)
+        return false;
+    if (cache->choices == NULL || cache->count == cache->capacity) {
         size_t capacity = cache->capacity ? 2 * cache->capacity : 64;
         struct gemm_choice *grown = realloc(cache->choices, capacity * sizeof *grown);
 
-        if (grown == NULL || capacity > CHOICES_MAX) {
-            cache->choices = grown != NULL ? grown : cache->choices;
+        if (grown == NULL)
             return false;
-        }
         cache->choices = grown;
         cache->capacity = capacity;
     }
@@ -47,9 +46,11 @@ static bool append(struct gemm_cache *cache, const struct gemm_choice *choice)
     return true;
 }
 
-void gemm_cache_add(struct gemm_cache *cache, const struct gemm_choice *choice)
+/* What is there already stays. */
+static void append_new(struct gemm_cache *cache, const struct gemm_choice *choice)
 {
-    cache->changed |= append(cache, choice);
+    if (gemm_cache_find(cache, &choice->shape) == NULL)
+        append(cache, choice);
 }
 
 /* ---- the file ---- */
@@ -137,8 +138,8 @@ static void read_file(struct gemm_cache *cache)
         return;
     if (fgets(line, sizeof line, file) != NULL && strcmp(line, cache->head) == 0)
         while (fgets(line, sizeof line, file) != NULL)
-            if (read_choice(line, &choice) && gemm_cache_find(cache, &choice.shape) == NULL)
-                append(cache, &choice);
+            if (read_choice(line, &choice))
+                append_new(cache, &choice);
     fclose(file);
 }
 
@@ -152,26 +153,82 @@ void gemm_cache_open(struct gemm_cache *cache, const char *device, size_t librar
         read_file(cache);
 }
 
-void gemm_cache_save(struct gemm_cache *cache)
+static bool write_file(const struct gemm_cache *cache)
 {
     char temporary[sizeof cache->path + 32];
     FILE *file;
     bool good;
 
-    if (!cache->changed || cache->path[0] == '\0')
-        return;
-    cache->changed = false; /* tried once: a full disk is no reason to try again and again */
     snprintf(temporary, sizeof temporary, "%s.%ld", cache->path, (long)getpid());
     file = fopen(temporary, "we");
     if (file == NULL)
-        return;
+        return false;
     fputs(cache->head, file);
     for (size_t i = 0; i < cache->count; i++)
         write_choice(file, &cache->choices[i]);
     good = !ferror(file);
     good = fclose(file) == 0 && good;
-    if (!good || rename(temporary, cache->path) != 0)
-        unlink(temporary);
+    if (good && rename(temporary, cache->path) == 0)
+        return true;
+    unlink(temporary);
+    return false;
+}
+
+/* The folder, locked against other processes that write; closing it unlocks it. Where it can't be
+ * locked, two that write at the same moment may lose what one of them adds. */
+static int lock_folder(const struct gemm_cache *cache)
+{
+    char folder[sizeof cache->path];
+    int fd;
+
+    snprintf(folder, sizeof folder, "%s", cache->path);
+    *strrchr(folder, '/') = '\0';
+    fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd >= 0)
+        (void)flock(fd, LOCK_EX);
+    return fd;
+}
+
+/* What the file has, then ours, then the choice; false: there was no room for it, or no memory. */
+static bool merge(struct gemm_cache *merged, const struct gemm_cache *cache,
+                  const struct gemm_choice *choice)
+{
+    *merged = *cache;
+    merged->choices = NULL;
+    merged->count = merged->capacity = 0;
+    read_file(merged);
+    for (size_t i = 0; i < cache->count; i++)
+        append_new(merged, &cache->choices[i]);
+    append_new(merged, choice);
+    return gemm_cache_find(merged, &choice->shape) != NULL;
+}
+
+bool gemm_cache_has_room(const struct gemm_cache *cache)
+{
+    return cache->path[0] != '\0' && cache->count < GEMM_CHOICES_MAX;
+}
+
+bool gemm_cache_keep(struct gemm_cache *cache, struct gemm_choice *choice)
+{
+    struct gemm_cache merged;
+    bool kept;
+    int folder;
+
+    if (!gemm_cache_has_room(cache))
+        return false;
+    folder = lock_folder(cache);
+    kept = merge(&merged, cache, choice) && write_file(&merged);
+    if (folder >= 0)
+        close(folder);
+    if (kept) {
+        *choice = *gemm_cache_find(&merged, &choice->shape);
+        free(cache->choices);
+        *cache = merged;
+    } else {
+        free(merged.choices);
+        cache->path[0] = '\0';
+    }
+    return kept;
 }
 
 void gemm_cache_finish(struct gemm_cache *cache)

@@ -5,7 +5,11 @@
  *
  * The file is text, one shape a line under a line that names device and library; another device or
  * version, or a line that makes no sense, is as if it were not there. It is written whole and
- * renamed. Where a file can't be kept, algorithms live as long as the process.
+ * renamed, each time with what others have added to it since: of a shape the first choice stays.
+ *
+ * What can't be written must not be used, as the next start would measure again. So a folder that
+ * fails once, of a full disk, say, is left alone until the next start; what is measured when it
+ * works again may be other algorithms than those that were used meanwhile.
  */
 #ifndef FLUXFS_ENGINE_CUDA_GEMM_CACHE_H
 #define FLUXFS_ENGINE_CUDA_GEMM_CACHE_H
@@ -31,20 +35,24 @@ struct gemm_choice {
 };
 
 struct gemm_cache {
-    char path[4096]; /* "" if there is no place for it */
+    char path[4096]; /* "" if there is no place for it, or no longer */
     char head[256];  /* its first line */
     struct gemm_choice *choices;
     size_t count, capacity;
-    bool changed; /* since it was read or written */
 };
+
+/* More than so many were not written by us. */
+enum { GEMM_CHOICES_MAX = 4096 };
 
 /* In the folder $CACHE_DIRECTORY, $XDG_CACHE_HOME/fluxfs or $HOME/.cache/fluxfs. */
 void gemm_cache_open(struct gemm_cache *cache, const char *device, size_t library_version);
 const struct gemm_choice *gemm_cache_find(const struct gemm_cache *cache,
                                           const struct gemm_shape *shape);
-void gemm_cache_add(struct gemm_cache *cache, const struct gemm_choice *choice);
-/* Writes the file if anything is new. */
-void gemm_cache_save(struct gemm_cache *cache);
+/* Whether a choice that is not there yet could be kept. */
+bool gemm_cache_has_room(const struct gemm_cache *cache);
+/* Writes it to the file, unless another process was first: then `choice` becomes that one's. False:
+ * it can't be kept. */
+bool gemm_cache_keep(struct gemm_cache *cache, struct gemm_choice *choice);
 void gemm_cache_finish(struct gemm_cache *cache);
 
 #endif

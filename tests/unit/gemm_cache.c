@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Algorithms in a file: what is written is read again, by the same device and library only, and
- * nothing that a file may hold does harm. */
+/* Algorithms in a file: what is kept is read again, by the same device and library only, whoever
+ * else writes; what can't be written is not kept; and nothing that a file may hold does harm. */
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -41,6 +41,19 @@ static void write_file(const char *text)
     fclose(file);
 }
 
+static bool same_algorithm(const struct gemm_choice *a, const struct gemm_choice *b)
+{
+    return memcmp(&a->algorithm, &b->algorithm, sizeof a->algorithm) == 0;
+}
+
+static bool finds(const struct gemm_cache *cache, int64_t m)
+{
+    struct gemm_choice choice = choice_of(m);
+    const struct gemm_choice *found = gemm_cache_find(cache, &choice.shape);
+
+    return found != NULL && same_algorithm(found, &choice);
+}
+
 static void test_again(void)
 {
     struct gemm_cache cache;
@@ -51,21 +64,14 @@ static void test_again(void)
     for (int64_t m = 1; m <= 200; m++) {
         struct gemm_choice choice = choice_of(m);
         EXPECT(gemm_cache_find(&cache, &choice.shape) == NULL);
-        gemm_cache_add(&cache, &choice);
+        EXPECT(gemm_cache_keep(&cache, &choice));
     }
-    gemm_cache_save(&cache);
-    EXPECT(!cache.changed);
     gemm_cache_finish(&cache);
 
     gemm_cache_open(&cache, "some GPU", 130000);
-    EXPECT(cache.count == 200 && !cache.changed);
-    for (int64_t m = 1; m <= 200; m++) {
-        struct gemm_choice choice = choice_of(m);
-        const struct gemm_choice *found = gemm_cache_find(&cache, &choice.shape);
-
-        same &= found != NULL &&
-                memcmp(&found->algorithm, &choice.algorithm, sizeof choice.algorithm) == 0;
-    }
+    EXPECT(cache.count == 200);
+    for (int64_t m = 1; m <= 200; m++)
+        same &= finds(&cache, m);
     EXPECT(same);
     gemm_cache_finish(&cache);
     EXPECT(read_count("another GPU", 130000) == 0);
@@ -95,18 +101,81 @@ static void test_damaged(void)
     EXPECT(read_count("some GPU", 130000) == 1);
 }
 
+static bool keep(struct gemm_cache *cache, int64_t m)
+{
+    struct gemm_choice choice = choice_of(m);
+
+    return gemm_cache_keep(cache, &choice);
+}
+
+/* Two processes in turn: neither loses what the other found, and of a shape that both measured the
+ * first choice holds for both. */
+static void test_two(void)
+{
+    struct gemm_choice first = choice_of(1), other = choice_of(2);
+    struct gemm_cache a, b;
+
+    unlink(path);
+    gemm_cache_open(&a, "some GPU", 130000);
+    gemm_cache_open(&b, "some GPU", 130000);
+    EXPECT(keep(&a, 1) && keep(&b, 3) && keep(&a, 4));
+    other.shape = first.shape;
+    EXPECT(gemm_cache_keep(&b, &other) && same_algorithm(&other, &first));
+    EXPECT(b.count == 3 && finds(&b, 1) && finds(&b, 4));
+    gemm_cache_finish(&a);
+    gemm_cache_finish(&b);
+    gemm_cache_open(&a, "some GPU", 130000);
+    EXPECT(a.count == 3 && finds(&a, 1) && finds(&a, 3) && finds(&a, 4));
+    gemm_cache_finish(&a);
+}
+
+/* One line less than there may be. */
+static void test_full(void)
+{
+    struct gemm_cache cache;
+    FILE *file = fopen(path, "w");
+
+    if (!EXPECT(file != NULL))
+        return;
+    fputs("fluxfs products 4, cuBLASLt 130000, some GPU\n", file);
+    for (int m = 0; m < GEMM_CHOICES_MAX - 1; m++)
+        fprintf(file, "%d 2 3 4 5 6 2 0 0 0 4 1 2 3 4 5 6 7 8\n", m);
+    fclose(file);
+    gemm_cache_open(&cache, "some GPU", 130000);
+    EXPECT(gemm_cache_has_room(&cache) && keep(&cache, 5));
+    EXPECT(!gemm_cache_has_room(&cache) && !keep(&cache, 6));
+    EXPECT(finds(&cache, 5) && !finds(&cache, 6));
+    gemm_cache_finish(&cache);
+    EXPECT(read_count("some GPU", 130000) == GEMM_CHOICES_MAX);
+}
+
+/* What can't be written is not there, and nothing is tried any more; what was there is. */
+static void test_failing(void)
+{
+    struct gemm_cache cache;
+    char temporary[4300];
+
+    unlink(path);
+    snprintf(temporary, sizeof temporary, "%s.%ld", path, (long)getpid());
+    gemm_cache_open(&cache, "some GPU", 130000);
+    EXPECT(keep(&cache, 1) && mkdir(temporary, 0700) == 0);
+    EXPECT(gemm_cache_has_room(&cache) && !keep(&cache, 2));
+    EXPECT(rmdir(temporary) == 0);
+    EXPECT(!gemm_cache_has_room(&cache) && !keep(&cache, 2));
+    EXPECT(finds(&cache, 1) && !finds(&cache, 2));
+    gemm_cache_finish(&cache);
+    EXPECT(read_count("some GPU", 130000) == 1);
+}
+
 /* A folder that can't be had, or is not ours to write. */
 static void test_no_place(void)
 {
-    struct gemm_choice choice = choice_of(7);
     struct gemm_cache cache;
 
     setenv("XDG_CACHE_HOME", "/nonexistent/folder", 1);
     gemm_cache_open(&cache, "some GPU", 130000);
     EXPECT(cache.path[0] == '\0');
-    gemm_cache_add(&cache, &choice);
-    gemm_cache_save(&cache);
-    EXPECT(gemm_cache_find(&cache, &choice.shape) != NULL);
+    EXPECT(!gemm_cache_has_room(&cache) && !keep(&cache, 7) && cache.count == 0);
     gemm_cache_finish(&cache);
     setenv("XDG_CACHE_HOME", "relative", 1);
     setenv("HOME", folder, 1);
@@ -131,6 +200,9 @@ int main(void)
     snprintf(path, sizeof path, "%s/fluxfs/cuda-products", folder);
     test_again();
     test_damaged();
+    test_two();
+    test_full();
+    test_failing();
     test_no_place();
     unlink(path);
     path[strlen(path) - strlen("/cuda-products")] = '\0';
