@@ -45,6 +45,7 @@ static void queue_changed(void *owner, enum queue_event event, const struct job_
     if (daemon->worker != NULL) {
         if (info->cancelling) {
             worker_cancel(daemon->worker, info->id);
+            encoder_wake(daemon->encoder);
         }
         worker_wake(daemon->worker);
     }

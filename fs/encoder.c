@@ -28,22 +28,75 @@ void encoder_task_finish(struct encoder_task *task)
     *task = (struct encoder_task){0};
 }
 
-/* Sleeps a second; false at once when the encoder stops. */
-static bool pause_before_retry(struct encoder *encoder)
+static struct encoder_task *task_at(struct encoder *encoder, size_t place)
+{
+    return &encoder->tasks[(encoder->first + place) % ENCODER_TASKS];
+}
+
+static bool is_cancelling(struct encoder *encoder, int64_t job)
+{
+    struct job_info info;
+
+    return queue_find(encoder->options.queue, job, &info) && info.cancelling;
+}
+
+/* With the lock. False: no task waits whose job is being cancelled. */
+static bool take_cancelled(struct encoder *encoder, struct encoder_task *task)
+{
+    size_t place = 0;
+
+    while (place < encoder->count &&
+           !is_cancelling(encoder, task_at(encoder, place)->job.info.id)) {
+        place++;
+    }
+    if (place == encoder->count) {
+        return false;
+    }
+    *task = *task_at(encoder, place);
+    encoder->count--;
+    for (; place < encoder->count; place++) {
+        *task_at(encoder, place) = *task_at(encoder, place + 1);
+    }
+    pthread_cond_broadcast(&encoder->changed);
+    return true;
+}
+
+enum outcome { OUTCOME_THROUGH, OUTCOME_CANCELLED, OUTCOME_STOPPED };
+
+static void task_cancel(struct encoder *encoder, struct encoder_task *task);
+
+/* Sleeps a second, and ends those meanwhile that wait and are being cancelled. Other outcomes than
+ * that it is through come at once: the encoder stops, or `job` (0: none) is being cancelled. */
+static enum outcome pause_before_retry(struct encoder *encoder, int64_t job)
 {
     pthread_mutex_t *lock = &encoder->options.tree->lock;
+    enum outcome outcome = OUTCOME_THROUGH;
+    struct encoder_task task;
     struct timespec end;
-    bool stopping;
+    bool over = false;
 
     clock_gettime(CLOCK_REALTIME, &end);
     end.tv_sec += 1;
     pthread_mutex_lock(lock);
-    while (!encoder->stopping &&
-           pthread_cond_timedwait(&encoder->changed, lock, &end) != ETIMEDOUT) {
+    while (!over) {
+        if (encoder->stopping) {
+            outcome = OUTCOME_STOPPED;
+            break;
+        }
+        if (job != 0 && is_cancelling(encoder, job)) {
+            outcome = OUTCOME_CANCELLED;
+            break;
+        }
+        if (job != 0 && take_cancelled(encoder, &task)) {
+            pthread_mutex_unlock(lock);
+            task_cancel(encoder, &task);
+            pthread_mutex_lock(lock);
+        } else {
+            over = pthread_cond_timedwait(&encoder->changed, lock, &end) == ETIMEDOUT;
+        }
     }
-    stopping = encoder->stopping;
     pthread_mutex_unlock(lock);
-    return !stopping;
+    return outcome;
 }
 
 static bool worth_retrying(int code)
@@ -64,9 +117,9 @@ static void announce(struct encoder *encoder, const char *name, bool existed)
     tree_announce(encoder->options.tree, name, ANNOUNCE_NONE);
 }
 
-/* Stores the image under its name and shows it. False: the encoder stops, and it isn't stored. */
-static bool image_store(struct encoder *encoder, struct encoder_task *task, const char *name,
-                        struct error *err)
+/* Stores the image under its name and shows it, unless it comes out otherwise. */
+static enum outcome image_store(struct encoder *encoder, struct encoder_task *task,
+                                const char *name, struct error *err)
 {
     const struct encoder_options *options = &encoder->options;
     const struct prompt *prompt = &task->job.prompt;
@@ -79,6 +132,7 @@ static bool image_store(struct encoder *encoder, struct encoder_task *task, cons
     };
     struct gallery_image old;
     bool existed = gallery_find(options->gallery, name, &old), told = false;
+    enum outcome outcome = OUTCOME_THROUGH;
 
     if (!existed && options->notifier != NULL) {
         tree_announce(options->tree, name, ANNOUNCE_HIDDEN);
@@ -92,19 +146,59 @@ static bool image_store(struct encoder *encoder, struct encoder_task *task, cons
                                  hide ? strerror(-err->code) : err->text);
             told = true;
         }
-        if (!pause_before_retry(encoder)) {
-            free(parameters);
-            tree_announce(options->tree, name, ANNOUNCE_NONE);
-            return false;
-        }
         err->code = 0;
+        outcome = pause_before_retry(encoder, task->job.info.id);
+        if (outcome != OUTCOME_THROUGH) {
+            break;
+        }
     }
     if (told) {
-        events_end_trouble(options->events);
+        events_end_trouble(options->events, outcome == OUTCOME_THROUGH);
     }
     free(parameters);
-    announce(encoder, name, existed);
-    return true;
+    if (outcome == OUTCOME_THROUGH) {
+        announce(encoder, name, existed);
+    } else {
+        tree_announce(options->tree, name, ANNOUNCE_NONE);
+    }
+    return outcome;
+}
+
+/* Has the queue know how the job ended. */
+static enum outcome job_end(struct encoder *encoder, int64_t job, const struct job_result *result)
+{
+    const struct encoder_options *options = &encoder->options;
+    enum outcome outcome = OUTCOME_THROUGH;
+    struct error err = {0};
+    bool told = false;
+
+    while (queue_finish(options->queue, job, result, &err) != 0 && worth_retrying(err.code)) {
+        if (!told) {
+            events_begin_trouble(options->events, "job %lld: %s", (long long)job, err.text);
+            told = true;
+        }
+        outcome = pause_before_retry(encoder, result->state == JOB_CANCELLED ? 0 : job);
+        if (outcome != OUTCOME_THROUGH) {
+            break;
+        }
+    }
+    if (told) {
+        events_end_trouble(options->events, outcome == OUTCOME_THROUGH);
+    }
+    if (outcome == OUTCOME_THROUGH) {
+        options->ended(options->owner, job, result->state);
+    }
+    return outcome;
+}
+
+/* The pixels go first: the disk may not take even this. */
+static void task_cancel(struct encoder *encoder, struct encoder_task *task)
+{
+    struct job_result result = {.state = JOB_CANCELLED};
+    int64_t job = task->job.info.id;
+
+    encoder_task_finish(task);
+    job_end(encoder, job, &result);
 }
 
 /* The name its file of prompts/ gives an image; of several from one file the later ones are
@@ -114,33 +208,28 @@ static void task_run(struct encoder *encoder, struct encoder_task *task)
     const struct encoder_options *options = &encoder->options;
     struct job *job = &task->job;
     struct job_result result = {.timing_json = task->timing_json, .vram_csv = task->vram_csv};
-    struct error err = {0}, finish_err = {0};
+    enum outcome outcome = OUTCOME_CANCELLED;
+    struct error err = {0};
     char name[GALLERY_NAME_BYTES];
-    bool told = false;
 
     gallery_name(name, job->info.id, job->source, job->prompt.name, job->prompt.text);
-    if (!image_store(encoder, task, name, &err)) {
+    if (!is_cancelling(encoder, job->info.id)) {
+        outcome = image_store(encoder, task, name, &err);
+    }
+    if (outcome == OUTCOME_STOPPED) {
         queue_release(options->queue, job->info.id, NULL);
-        return;
-    }
-    result.state = err.code == 0 ? JOB_DONE : JOB_FAILED;
-    result.image = err.code == 0 ? name : NULL;
-    result.error = err.code == 0 ? NULL : err.text;
-    while (queue_finish(options->queue, job->info.id, &result, &finish_err) != 0 &&
-           worth_retrying(finish_err.code)) {
-        if (!told) {
-            events_begin_trouble(options->events, "job %lld: %s", (long long)job->info.id,
-                                 finish_err.text);
-            told = true;
-        }
-        if (!pause_before_retry(encoder)) {
-            return;
+    } else if (outcome == OUTCOME_THROUGH) {
+        result.state = err.code == 0 ? JOB_DONE : JOB_FAILED;
+        result.image = err.code == 0 ? name : NULL;
+        result.error = err.code == 0 ? NULL : err.text;
+        outcome = job_end(encoder, job->info.id, &result);
+        if (outcome == OUTCOME_CANCELLED && result.image != NULL) {
+            gallery_remove(options->gallery, name, NULL);
         }
     }
-    if (told) {
-        events_end_trouble(options->events);
+    if (outcome == OUTCOME_CANCELLED) {
+        task_cancel(encoder, task);
     }
-    options->ended(options->owner, job->info.id, result.state);
 }
 
 static void gone_run(struct encoder *encoder, const char *name)
@@ -165,7 +254,7 @@ static void *encoder_main(void *owner)
             gone_run(encoder, name);
             pthread_mutex_lock(lock);
         } else if (encoder->count > 0) {
-            struct encoder_task task = encoder->tasks[encoder->first];
+            struct encoder_task task = *task_at(encoder, 0);
             encoder->first = (encoder->first + 1) % ENCODER_TASKS;
             encoder->count--;
             pthread_cond_broadcast(&encoder->changed);
@@ -220,7 +309,7 @@ void encoder_destroy(struct encoder *encoder)
     encoder_stop(encoder);
     pthread_join(encoder->thread, NULL);
     for (size_t i = 0; i < encoder->count; i++) {
-        encoder_task_finish(&encoder->tasks[(encoder->first + i) % ENCODER_TASKS]);
+        encoder_task_finish(task_at(encoder, i));
     }
     pthread_cond_destroy(&encoder->changed);
     free(encoder);
@@ -230,18 +319,32 @@ void encoder_push(struct encoder *encoder, struct encoder_task *task)
 {
     pthread_mutex_t *lock = &encoder->options.tree->lock;
 
+    bool cancelling = false;
+
     pthread_mutex_lock(lock);
-    while (encoder->count == ENCODER_TASKS && !encoder->stopping) {
+    while (encoder->count == ENCODER_TASKS && !encoder->stopping && !cancelling) {
         pthread_cond_wait(&encoder->changed, lock);
+        cancelling = is_cancelling(encoder, task->job.info.id);
     }
     if (encoder->count < ENCODER_TASKS) {
-        encoder->tasks[(encoder->first + encoder->count) % ENCODER_TASKS] = *task;
+        *task_at(encoder, encoder->count) = *task;
         encoder->count++;
         *task = (struct encoder_task){0};
+        cancelling = false;
         pthread_cond_broadcast(&encoder->changed);
     }
     pthread_mutex_unlock(lock);
+    if (cancelling) {
+        task_cancel(encoder, task);
+    }
     encoder_task_finish(task);
+}
+
+void encoder_wake(struct encoder *encoder)
+{
+    pthread_mutex_lock(&encoder->options.tree->lock);
+    pthread_cond_broadcast(&encoder->changed);
+    pthread_mutex_unlock(&encoder->options.tree->lock);
 }
 
 void encoder_announce_gone(struct encoder *encoder, const char *name)

@@ -4,7 +4,8 @@
  * then ends the job, in this order, so that whoever hears that a job is done finds its image.
  *
  * While the disk is full or fails it tries again every second and loses nothing; at a stop such
- * jobs stay as they are, and run again after the next start.
+ * jobs stay as they are, and run again after the next start. A job that is cancelled before its
+ * image is stored loses that at once.
  */
 #ifndef FLUXFS_FS_ENCODER_H
 #define FLUXFS_FS_ENCODER_H
@@ -48,8 +49,12 @@ void encoder_stop(struct encoder *encoder);
 /* Finishes what it has, unless the disk fails. NULL is allowed. */
 void encoder_destroy(struct encoder *encoder);
 
-/* Waits while the encoder has as much as it takes at a time (ENCODER_TASKS). */
+/* Waits while the encoder has as much as it takes at a time (ENCODER_TASKS), unless the job is
+ * being cancelled, which is then done here. */
 void encoder_push(struct encoder *encoder, struct encoder_task *task);
+
+/* A job is being cancelled: look whether it is here. */
+void encoder_wake(struct encoder *encoder);
 
 /* An image went without anyone unlinking it through the mount: lets inotify know, later. */
 void encoder_announce_gone(struct encoder *encoder, const char *name);

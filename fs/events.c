@@ -112,13 +112,15 @@ void events_begin_trouble(struct events *events, const char *format, ...)
     events_add_error(events, "%s; trying again until it works", line);
 }
 
-void events_end_trouble(struct events *events)
+void events_end_trouble(struct events *events, bool works)
 {
     pthread_mutex_lock(events->lock);
     events->troubles--;
     events->state_ns = clock_ns();
     pthread_mutex_unlock(events->lock);
-    events_add(events, "it works again");
+    if (works) {
+        events_add(events, "it works again");
+    }
 }
 
 bool events_trouble(struct events *events, char text[EVENTS_LINE_BYTES])

@@ -61,7 +61,7 @@ void events_add_error_of(struct events *events, uid_t uid, const char *public, c
  * events_end_trouble. */
 void events_begin_trouble(struct events *events, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
-void events_end_trouble(struct events *events);
+void events_end_trouble(struct events *events, bool works);
 
 /* False, and "", if all is well. */
 bool events_trouble(struct events *events, char text[EVENTS_LINE_BYTES]);

@@ -48,10 +48,10 @@ static void timing_lines(struct text *text, const char *timing_json)
 static void state_render(const struct job_info *info, const struct board_image *running,
                          struct text *text)
 {
-    if (running != NULL && running->saving) {
-        content_add_string(text, "saving\n");
-    } else if (info->cancelling) {
+    if (info->cancelling) {
         content_add_string(text, "cancelling\n");
+    } else if (running != NULL && running->saving) {
+        content_add_string(text, "saving\n");
     } else {
         text_print(text, "%s\n", job_state_name(info->state));
     }

@@ -45,7 +45,7 @@ static int job_change(struct worker *worker, enum change change, const struct jo
                                          : queue_release(queue, id, &err);
         if (!disk_failed(code)) {
             if (told) {
-                events_end_trouble(worker->options.events);
+                events_end_trouble(worker->options.events, true);
             }
             return code;
         }
@@ -192,7 +192,7 @@ static bool job_take(struct worker *worker)
         return false;
     }
     if (worker->queue_fails) {
-        events_end_trouble(worker->options.events);
+        events_end_trouble(worker->options.events, true);
         worker->queue_fails = false;
     }
     prompt_values_settle(&job.prompt.values, info->default_steps, info->native_px);
@@ -413,6 +413,8 @@ void jobs_ended(struct worker *worker)
             state->total.compute_s += image->timing.compute_s;
             state->total.copy_s += image->timing.copy_s;
             state->total.wait_s += image->timing.wait_s;
+        } else if (image != NULL && worker->ended[i].state == JOB_CANCELLED) {
+            state->cancelled++;
         } else if (image != NULL) {
             state->failed++;
         }

@@ -6,6 +6,7 @@ import collections
 import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -104,6 +105,47 @@ class FullDisk(unittest.TestCase):
                     file.write(bytes(4096))
             except OSError:
                 pass
+
+
+@needs_root
+class FullImages(unittest.TestCase):
+    """Pictures have no room, but the queue has."""
+
+    def setUp(self):
+        self.state = tempfile.mkdtemp(prefix="fluxfs-full-")
+        self.addCleanup(shutil.rmtree, self.state)
+        images = os.path.join(self.state, "images")
+        os.mkdir(images)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", images], check=True)
+        self.addCleanup(subprocess.run, ["umount", "-l", images])
+        self.filler = os.path.join(images, ".filler")
+        self.mount = Mount(state=self.state, environment={"FLUXFS_FAKE_BLOCK_US": "0"})
+        self.addCleanup(self.mount.clean)
+
+    def test_saving_jobs_are_cancelled(self):
+        self.mount.write("1\n", "control", "pause")
+        jobs = [self.mount.prompt(f"fox {i}\n")[0] for i in range(8)]
+        with open(self.filler, "wb", buffering=0) as file:
+            with self.assertRaises(OSError):
+                while True:
+                    file.write(bytes(4096))
+        self.mount.write("0\n", "control", "pause")
+        saving = jobs[:6]  # one is being stored, four wait for that, and the worker has the last
+        wait_for(lambda: f"job {saving[-1]} saving" in self.mount.read("status", "progress"), "the encoder to be full")
+        wait_for(lambda: self.mount.read("status", "health").startswith("error: "), "the trouble to show")
+        for job in saving[3], saving[5], saving[0], saving[1]:
+            self.assertEqual(self.mount.read("jobs", str(job), "state"), "saving\n")
+            name = next(name for name in os.listdir(self.mount.at("queue")) if name.split("-")[1] == str(job))
+            os.unlink(self.mount.at("queue", name))
+            wait_for(lambda: self.mount.read("jobs", str(job), "state") == "cancelled\n", "the end of the job")
+            wait_for(lambda: f"job {job} " not in self.mount.read("status", "progress"), f"job {job} to leave")
+        self.assertNotIn("works again", self.mount.shell("tail -n 200 mnt/status/events").stdout)
+        self.assertEqual([name for name in os.listdir(self.mount.at("images")) if name.endswith(".png")], [])
+        os.unlink(self.filler)
+        for job in (saving[2], saving[4], *jobs[6:]):
+            self.assertEqual(self.mount.wait(job), "done")
+        self.assertEqual(self.mount.read("status", "health"), "ok\n")
+        self.assertIn("cancelled 4\n", self.mount.read("status", "queue"))
 
 
 class FailingDisk(unittest.TestCase):
