@@ -2,6 +2,7 @@
 #include "fs/queue.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -328,6 +329,10 @@ static int load_all(struct queue *queue, const char *path, struct error *err)
     if (rc == 0) {
         rc = store_open(&queue->reader, path, err);
     }
+    if (rc == 0) {
+        queue->file_fd = open(path, O_PATH | O_CLOEXEC);
+        rc = queue->file_fd < 0 ? error_set(err, errno, "%s: %s", path, strerror(errno)) : 0;
+    }
     if (rc == 0 && fsync(queue->lock_fd) != 0) {
         rc = error_set(err, errno, "%s: can't sync its folder: %s", path, strerror(errno));
     }
@@ -345,6 +350,9 @@ static void destroy(struct queue *queue)
     pthread_cond_destroy(&queue->committed);
     pthread_mutex_destroy(&queue->lock);
     pthread_mutex_destroy(&queue->reader_lock);
+    if (queue->file_fd >= 0) {
+        close(queue->file_fd);
+    }
     if (queue->lock_fd >= 0) {
         close(queue->lock_fd);
     }
@@ -361,7 +369,7 @@ int queue_open(struct queue **queue, const struct queue_options *options, struct
         free(made);
         return error_set(err, ENOMEM, "%s: out of memory", options->folder);
     }
-    made->lock_fd = -1;
+    made->lock_fd = made->file_fd = -1;
     made->waiting_limit = options->waiting_limit;
     made->observer = options->observer;
     pthread_mutex_init(&made->lock, NULL);

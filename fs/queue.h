@@ -126,7 +126,8 @@ struct queue_hold {
 
 /* Adds `count` jobs, all or none, last in their priority; ids[count] gets theirs, ascending. The
  * places that `hold` has (NULL: none) are used, or given back.
- * Failure: EAGAIN when the waiting limit would be passed. */
+ * Failure: EAGAIN when the waiting limit would be passed; ESTALE when the queue's file was removed,
+ * and with it all that it would ever take. */
 int queue_push(struct queue *queue, const struct job_request *requests, size_t count,
                struct queue_hold *hold, int64_t *ids, struct error *err);
 
@@ -181,7 +182,8 @@ int queue_probe(struct queue *queue, struct error *err);
 /* ---- From memory: never wait for the disk. ---- */
 
 /* Sets room aside on the disk, or gives it back: what `hold` has is `bytes` from now on. Looks at
- * the disk, but waits for no commit. Failure: ENOSPC, EDQUOT; then it has what it had. */
+ * the disk, but waits for no commit. Failure: ENOSPC, EDQUOT, ESTALE as queue_push; then it has
+ * what it had. */
 int queue_hold_bytes(struct queue *queue, struct queue_hold *hold, uint64_t bytes,
                      struct error *err);
 

@@ -83,7 +83,10 @@ static int add_one(struct batch *batch, const struct job_request *request, int64
 
 static int apply_push(struct batch *batch, struct change *change, struct error *err)
 {
-    int rc = batch_take_places(batch, change, err);
+    int rc = queue_check_named(batch->queue, err);
+    if (rc == 0) {
+        rc = batch_take_places(batch, change, err);
+    }
     for (size_t i = 0; i < change->count && rc == 0; i++) {
         rc = add_one(batch, &change->requests[i], &change->ids[i], err);
     }

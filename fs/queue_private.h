@@ -69,6 +69,7 @@ struct queue {
     size_t waiting_limit;
     struct queue_observer observer;
     int lock_fd; /* holds the lock on the state folder */
+    int file_fd; /* the database, opened as a path: closing another would drop SQLite's locks */
     pthread_t committer;
 
     pthread_mutex_t lock;        /* never held across disk, nor across the observer */
@@ -97,6 +98,10 @@ struct queue {
 /* Makes the folder if need be and locks it until the descriptor is closed; waits so long for
  * another daemon to end. Failure: EBUSY, or the disk's. */
 int queue_lock_folder(const char *folder, unsigned wait_ms, int *lock_fd, struct error *err);
+
+/* Whether the database has a name still, so that what it takes is not lost. If not, that is the
+ * queue's shortage from now on. Failure: ESTALE. */
+int queue_check_named(struct queue *queue, struct error *err);
 
 /* Hands the change to the committing thread and waits for it. */
 int queue_change(struct queue *queue, struct change *change, struct error *err);

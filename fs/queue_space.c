@@ -33,6 +33,30 @@ static int refuse(const struct space *space, int errnum, struct error *err)
                      errnum == ENOSPC ? " (make room on the disk of the state folder)" : "");
 }
 
+/* Why the last prompt got no room; all 0: it got some. */
+static void set_shortage(struct queue *queue, const struct error *why)
+{
+    pthread_mutex_lock(&queue->lock);
+    queue->changes += queue->shortage.code != why->code;
+    queue->shortage = *why;
+    pthread_mutex_unlock(&queue->lock);
+}
+
+int queue_check_named(struct queue *queue, struct error *err)
+{
+    struct error why;
+    struct stat st;
+
+    if (fstat(queue->file_fd, &st) == 0 && st.st_nlink > 0) {
+        return 0;
+    }
+    error_set(&why, ESTALE,
+              "%.150s was removed under the mount: no prompt can be kept; unmount, and mount again",
+              queue->writer.path);
+    set_shortage(queue, &why);
+    return error_set(err, ESTALE, "%s", why.text);
+}
+
 /* Sets blocks aside from `end` on. A file system that can't do that has the room, or not. */
 static int blocks_reserve(struct space *space, off_t end, uint64_t bytes, struct error *err)
 {
@@ -104,6 +128,9 @@ int queue_hold_bytes(struct queue *queue, struct queue_hold *hold, uint64_t byte
     struct error why = {0};
     int rc = 0;
 
+    if (bytes > 0 && queue_check_named(queue, err) != 0) {
+        return -ESTALE;
+    }
     pthread_mutex_lock(&space->lock);
     space->held += bytes - hold->bytes;
     if (bytes > hold->bytes) {
@@ -119,10 +146,7 @@ int queue_hold_bytes(struct queue *queue, struct queue_hold *hold, uint64_t byte
     }
     pthread_mutex_unlock(&space->lock);
     if (bytes > 0) {
-        pthread_mutex_lock(&queue->lock);
-        queue->changes += queue->shortage.code != rc;
-        queue->shortage = rc != 0 ? why : (struct error){0};
-        pthread_mutex_unlock(&queue->lock);
+        set_shortage(queue, rc != 0 ? &why : &(struct error){0});
     }
     return rc == 0 ? 0 : error_set(err, -rc, "%s", why.text);
 }

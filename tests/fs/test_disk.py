@@ -5,6 +5,7 @@ well again afterwards."""
 import collections
 import errno
 import os
+import pathlib
 import random
 import shutil
 import signal
@@ -14,7 +15,7 @@ import threading
 import time
 import unittest
 
-from mount import PATIENCE, SEED, Mount, needs_root, run, wait_for
+from mount import PATIENCE, SEED, Mount, MountTest, needs_root, run, wait_for
 from png_text import parameters
 
 
@@ -105,6 +106,43 @@ class FullDisk(unittest.TestCase):
                     file.write(bytes(4096))
             except OSError:
                 pass
+
+
+class RemovedFolder(MountTest):
+    """rm -rf of the state folder under a mount: what it would take from then on is lost."""
+
+    def assert_refuses(self):
+        jobs = self.mount.jobs()
+        for words in ("a fox", "a fox " * 3000):
+            with self.assertRaises(OSError) as refused:
+                self.mount.write(words + "\n", "new")
+            self.assertEqual(refused.exception.errno, errno.ESTALE)
+            said = self.mount.shell(f"echo {words} > mnt/new")
+            self.assertNotEqual(said.returncode, 0)
+            self.assertIn(os.strerror(errno.ESTALE), said.stderr)
+        self.assertNotEqual(self.mount.shell("echo a fox > mnt/prompts/fox.txt").returncode, 0)
+        why = "queue.db was removed under the mount: no prompt can be kept; unmount, and mount again\n"
+        self.assertIn(why, self.mount.read("status", "error"))
+        self.assertRegex(self.mount.read("status", "health"), f"^error: .*{why}")
+        self.assertEqual(self.mount.jobs(), jobs)
+        self.assertEqual(self.mount.stop(), 0)
+        self.mount.start()
+        self.assertEqual(self.mount.paint("a fox\n"), 1)
+
+    def test_removed(self):
+        self.mount.paint("a fox\n")
+        shutil.rmtree(self.mount.state)
+        self.assert_refuses()
+
+    def test_emptied_while_a_prompt_is_written(self):
+        fd = os.open(self.mount.at("new"), os.O_WRONLY)
+        os.write(fd, b"a fox\n")
+        for path in pathlib.Path(self.mount.state).iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with self.assertRaises(OSError) as refused:
+            os.close(fd)
+        self.assertEqual(refused.exception.errno, errno.ESTALE)
+        self.assert_refuses()
 
 
 @needs_root
