@@ -10,10 +10,27 @@
 #define CONTEXT_MOST ((uint64_t)2 << 30)
 /* The most that a library loads or a kernel needs at once. */
 #define GROWTH_MOST ((uint64_t)512 << 20)
+/* What a plan's first use takes that NVML counts for no process: some 20 MB were seen in all. */
+#define UNTOLD_MOST ((uint64_t)64 << 20)
 
 static bool is_context(uint64_t before, uint64_t after)
 {
     return after >= before + CONTEXT_LEAST && after <= before + CONTEXT_MOST;
+}
+
+static uint64_t beyond(uint64_t after, uint64_t before)
+{
+    return after > before ? after - before : 0;
+}
+
+/* What is in use more than before. Some of that NVML may count for nobody, which is taken to be
+ * ours, unless it is so much that others must have it. */
+static uint64_t growth(const struct device_usage *before, const struct device_usage *after)
+{
+    uint64_t all = beyond(after->all_bytes, before->all_bytes);
+    uint64_t own = beyond(after->own_bytes, before->own_bytes);
+
+    return all > own && all - own <= UNTOLD_MOST ? all : own;
 }
 
 /* `before` and `after` NULL: not known. */
@@ -23,7 +40,7 @@ static uint64_t cost_of(const struct cuda_context *context, const struct device_
     uint64_t free_bytes = 0, total_bytes = 0;
 
     if (before != NULL && after != NULL && is_context(before->own_bytes, after->own_bytes))
-        return after->own_bytes - before->own_bytes;
+        return growth(before, after);
     if (before != NULL && after != NULL && is_context(before->all_bytes, after->all_bytes))
         return after->all_bytes - before->all_bytes;
     /* All that is in use, and not more: on a card of our own that is exact. */
@@ -109,11 +126,8 @@ void context_grow(struct cuda_context *context, const struct device_usage *befor
 
     if (context_usage(context, &after) != 0)
         return;
-    if (before->own_bytes != 0 && after.own_bytes != 0) {
-        if (after.own_bytes > before->own_bytes)
-            context->grown += after.own_bytes - before->own_bytes;
-    } else if (after.all_bytes > before->all_bytes &&
-               after.all_bytes - before->all_bytes <= GROWTH_MOST) {
-        context->grown += after.all_bytes - before->all_bytes;
-    }
+    if (before->own_bytes != 0 && after.own_bytes != 0)
+        context->grown += growth(before, &after);
+    else if (beyond(after.all_bytes, before->all_bytes) <= GROWTH_MOST)
+        context->grown += beyond(after.all_bytes, before->all_bytes);
 }

@@ -242,7 +242,8 @@ static void test_context_cost(void)
 {
     EXPECT(cost("context=200") == 200);
     EXPECT(cost("context=200 others=4000") == 200, "whatever others have");
-    EXPECT(cost("context=200 nvml=10") == 200, "and whatever they take meanwhile");
+    EXPECT(cost("context=200 nvml=100") == 200, "and whatever they take meanwhile");
+    EXPECT(cost("context=200 nvml=10") == 210, "but for little, which may be counted for nobody");
     EXPECT(cost("context=200 nvml=10 no-processes") == 210, "unless that can't be told apart");
     EXPECT(cost("context=200 nvml=5000 no-processes") == 200, "more than a context takes");
     EXPECT(cost("context=200 no-nvml") == 200, "all that is in use");
@@ -275,13 +276,14 @@ static void test_context_growth(void)
     EXPECT(growth(&f, "grown=10", "") == 0, "nothing is given back");
     EXPECT(growth(&f, "others=100", "others=400 grown=10") == 10, "others take meanwhile");
     EXPECT(growth(&f, "others=100", "others=20 grown=10") == 10, "others give back meanwhile");
+    EXPECT(growth(&f, "others=100", "others=105 grown=10") == 15, "it may be counted for nobody");
     EXPECT(growth(&f, "", "grown=600") == 600, "however much it is");
     device_is("");
     EXPECT(context_usage(&f.context, &before) == 0);
     device_is("grown=10");
     device_fail(2, 0, CUDA_ERROR_LAUNCH_FAILED);
     context_grow(&f.context, &before);
-    EXPECT(f.context.grown == 630 * MIB);
+    EXPECT(f.context.grown == 645 * MIB);
     fixture_close(&f);
 }
 
