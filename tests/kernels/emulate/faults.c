@@ -96,13 +96,13 @@ static void test_refusals(void)
         const char *device, *words;
         uint64_t budget_mib;
     } cases[] = {
-        {"no-device", "no NVIDIA GPU is visible"},
-        {"old-driver", "driver is older than CUDA"},
-        {"old-card", "can't compute in bf16; 8.0 or higher is needed"},
-        {"memory=128", "vram_budget"},
-        {"lost=0", "unspecified launch failure"},
-        {"memory=32", "no context on the first GPU: out of memory"},
-        {"no-virtual-memory", "no virtual memory management"},
+        {"no-device", "no NVIDIA GPU is visible", 0},
+        {"old-driver", "driver is older than CUDA", 0},
+        {"old-card", "can't compute in bf16; 8.0 or higher is needed", 0},
+        {"memory=128", "vram_budget", 0},
+        {"lost=0", "unspecified launch failure", 0},
+        {"memory=32", "no context on the first GPU: out of memory", 0},
+        {"no-virtual-memory", "no virtual memory management", 0},
         {"memory=4096 others=3980", "to begin with: of its 4.00 GiB other programs leave", 1000},
     };
 
