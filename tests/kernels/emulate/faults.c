@@ -160,15 +160,16 @@ static void look(void *owner, struct image *image, const struct image_progress *
     watch->most_used = used > watch->most_used ? used : watch->most_used;
 }
 
+static const struct image_request request = {.prompt = "a small blue star",
+                                             .width_px = 48,
+                                             .height_px = 32,
+                                             .steps = 2,
+                                             .guidance = 3.5f,
+                                             .cfg_scale = 1};
+
 static void test_budget_with_context(void)
 {
     const uint64_t context = ((uint64_t)200 << 20) + CUDA_CODE_BYTES;
-    const struct image_request request = {.prompt = "a small blue star",
-                                          .width_px = 48,
-                                          .height_px = 32,
-                                          .steps = 2,
-                                          .guidance = 3.5f,
-                                          .cfg_scale = 1};
     struct engine_options options = {.model_path = model,
                                      .backend = "cuda",
                                      .module_dir = modules,
@@ -203,12 +204,6 @@ static void test_budget_with_context(void)
 /* What counts as the context's after a picture, in MiB. */
 static uint64_t context_after(const char *device)
 {
-    const struct image_request request = {.prompt = "a small blue star",
-                                          .width_px = 48,
-                                          .height_px = 32,
-                                          .steps = 2,
-                                          .guidance = 3.5f,
-                                          .cfg_scale = 1};
     struct engine_options options = {.model_path = model,
                                      .backend = "cuda",
                                      .module_dir = modules,
