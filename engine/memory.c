@@ -16,9 +16,6 @@
  * FLUX.1-dev's steps, which pass most often and come first, and leaves room for four pictures. */
 #define CONTEXT_SHARE 38
 
-/* By so much it may take more, when it is opened again or has loaded its code, than was thought. */
-#define CONTEXT_DOUBT ((uint64_t)32 << 20)
-
 /* Where the device can't tell. */
 #define USUAL_BUDGET ((uint64_t)1 << 32)
 

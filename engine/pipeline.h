@@ -86,8 +86,7 @@ struct engine {
     _Atomic uint64_t spilled_bytes; /* of the host's memory: modulations; any thread */
     float *spare;                   /* the host's, for the next ones; or NULL; the worker's */
     size_t spare_bytes;
-    uint64_t
-        ceiling; /* what the device gave when it gave no more; the worker's, as the next three */
+    uint64_t ceiling; /* what the device gave when it gave no more; it and the next: the worker's */
     double ceiling_until_s, ceiling_wait_s;
     uint64_t code_bytes;  /* to leave to the device, since it had none for its own affairs; or 0 */
     uint64_t least_bytes; /* beyond fixed_bytes, that a picture of the smallest size needs; fixed */

@@ -3,7 +3,8 @@
  * The context: what the driver keeps on the device for this process, and how much memory that is.
  *
  * No function of the driver tells it, so that it is measured: before and after it is made, and
- * around whatever makes it grow. Where NVML tells how much this process has, that is exact.
+ * around whatever makes it grow. Where NVML tells how much this process has, that counts, and a
+ * little more that it may count for nobody.
  * Elsewhere it is what the device has less of afterwards, by NVML, which needs no context, or by
  * the driver; other processes may take or give back memory in the same moment: a difference that is
  * no context's is not believed. Where NVML is absent, the context is taken to be as large as they
