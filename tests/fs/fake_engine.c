@@ -325,6 +325,28 @@ static bool is_known(const struct image *image)
     return false;
 }
 
+/* The text encoders, for this image and for those that are to come. */
+static void text_pass(struct image *image)
+{
+    struct image_progress *progress = &image->progress;
+    double start = seconds_now();
+
+    if (is_known(image)) {
+        progress->phase = IMAGE_DENOISE;
+        return;
+    }
+    memcpy(image->engine->known, image->engine->expected, sizeof image->engine->known);
+    image->engine->known_count = image->engine->expected_count;
+    progress->phase = IMAGE_TEXT;
+    for (int i = 1; i <= TEXT_LAYERS; i++) {
+        if (!block_pass(image, i, TEXT_LAYERS, "T5 layer", 0, 0.1)) {
+            return;
+        }
+    }
+    image->timing.text_s = seconds_now() - start;
+    progress->phase = IMAGE_DENOISE;
+}
+
 static int image_pass(struct image *image, struct error *err)
 {
     struct image_progress *progress = &image->progress;
@@ -333,20 +355,7 @@ static int image_pass(struct image *image, struct error *err)
     double start = seconds_now();
 
     if (progress->phase == IMAGE_WAITING) {
-        if (is_known(image)) {
-            progress->phase = IMAGE_DENOISE;
-            return 0;
-        }
-        memcpy(image->engine->known, image->engine->expected, sizeof image->engine->known);
-        image->engine->known_count = image->engine->expected_count;
-        progress->phase = IMAGE_TEXT;
-        for (int i = 1; i <= TEXT_LAYERS; i++) {
-            if (!block_pass(image, i, TEXT_LAYERS, "T5 layer", 0, 0.1)) {
-                return 0;
-            }
-        }
-        image->timing.text_s = seconds_now() - start;
-        progress->phase = IMAGE_DENOISE;
+        text_pass(image);
         return 0;
     }
     if (progress->phase == IMAGE_DENOISE && progress->step < progress->steps) {
