@@ -218,8 +218,8 @@ void cuda_growth_end(struct cuda_backend *cuda)
     if (cuda->growing)
         context_grow(&cuda->context, &cuda->usage_before);
     cuda->growing = false;
-    code_bytes = cuda->context.grown + CUDA_OWN_CODE_BYTES;
-    cuda->base.context_bytes = cuda->context.bytes + cuda->base.context_granted +
+    code_bytes = cuda->context.cost.grown + CUDA_OWN_CODE_BYTES;
+    cuda->base.context_bytes = cuda->context.cost.bytes + cuda->base.context_granted +
                                (code_bytes > CUDA_CODE_BYTES ? code_bytes : CUDA_CODE_BYTES);
 }
 
@@ -248,6 +248,25 @@ static int streams_open(struct cuda_backend *cuda, struct error *err)
     return ready ? 0 : error_set(err, -cuda->error.code, "%s", cuda->error.text);
 }
 
+/* What it takes of the device is counted with the context: the first time. */
+static int libraries_open(struct cuda_backend *cuda, struct error *err)
+{
+    int result;
+
+    if (!cuda->context.again)
+        cuda_growth_begin(cuda);
+    result = streams_open(cuda, err);
+    if (result == 0)
+        result = transfer_open(cuda, err);
+    if (result == 0)
+        result = gemm_plans_open(cuda, err);
+    if (result == 0)
+        dnn_open(cuda);
+    context_trim(&cuda->context);
+    cuda_growth_end(cuda);
+    return result;
+}
+
 static int backend_open(struct cuda_backend *cuda, struct error *err)
 {
     struct cuda_pages_options pages = {
@@ -262,12 +281,8 @@ static int backend_open(struct cuda_backend *cuda, struct error *err)
     cuda->base.context_share = CUDA_PINNED_PER_TABLE;
     if (device_open(cuda, err) != 0)
         return err->code;
-    cuda_growth_begin(cuda);
-    if (streams_open(cuda, err) != 0 || transfer_open(cuda, err) != 0 ||
-        gemm_plans_open(cuda, err) != 0)
+    if (libraries_open(cuda, err) != 0)
         return err->code;
-    dnn_open(cuda);
-    cuda_growth_end(cuda);
     pages.stream = cuda->compute;
     return cuda_pages_create(&cuda->base.pages, &pages, err);
 }

@@ -13,6 +13,10 @@
 /* What a plan's first use takes that NVML counts for no process: some 20 MB were seen in all. */
 #define UNTOLD_MOST ((uint64_t)64 << 20)
 
+/* What the context cost that is still there, or was when it was last closed: the process has one.
+ */
+static struct context_cost kept;
+
 static bool is_context(uint64_t before, uint64_t after)
 {
     return after >= before + CONTEXT_LEAST && after <= before + CONTEXT_MOST;
@@ -63,10 +67,29 @@ static CUresult make(struct cuda_context *context)
     return code;
 }
 
+static bool is_there(const struct driver *driver, CUdevice device)
+{
+    unsigned flags;
+    int active = 0;
+
+    return driver->context_state(device, &flags, &active) == CUDA_SUCCESS && active != 0;
+}
+
+/* `before` NULL: not known. */
+static void measure(struct cuda_context *context, const struct device_usage *before)
+{
+    struct device_usage after;
+    bool known = before != NULL && context->driver->usage(context->bus_id, &after) == 0;
+
+    context->cost.bytes = cost_of(context, known ? before : NULL, known ? &after : NULL);
+    if (known)
+        context->cost.made = after;
+}
+
 int context_open(struct cuda_context *context, const struct driver *driver, struct error *err)
 {
     struct cuda_context made = {.driver = driver};
-    struct device_usage before, after;
+    struct device_usage before;
     const char *why = "?";
     bool known = false;
     CUresult code = driver->init(0);
@@ -76,22 +99,28 @@ int context_open(struct cuda_context *context, const struct driver *driver, stru
     if (code == CUDA_SUCCESS &&
         driver->device_bus_id(made.bus_id, sizeof made.bus_id, made.device) == 0)
         known = driver->usage(made.bus_id, &before) == 0;
-    if (code == CUDA_SUCCESS)
+    if (code == CUDA_SUCCESS) {
+        made.again = kept.bytes != 0 && is_there(driver, made.device);
         code = make(&made);
+    }
     if (code != CUDA_SUCCESS) {
         driver->get_error_string(code, &why);
         return error_set(err, ENODEV, "back end cuda: no context on the first GPU: %s", why);
     }
-    known = known && driver->usage(made.bus_id, &after) == 0;
-    made.bytes = cost_of(&made, known ? &before : NULL, known ? &after : NULL);
+    if (made.again)
+        made.cost = kept;
+    else
+        measure(&made, known ? &before : NULL);
     *context = made;
     return 0;
 }
 
 void context_close(struct cuda_context *context)
 {
-    if (context->context != NULL)
+    if (context->context != NULL) {
+        kept = context->cost;
         context->driver->context_release(context->device);
+    }
     *context = (struct cuda_context){0};
 }
 
@@ -127,7 +156,18 @@ void context_grow(struct cuda_context *context, const struct device_usage *befor
     if (context_usage(context, &after) != 0)
         return;
     if (before->own_bytes != 0 && after.own_bytes != 0)
-        context->grown += growth(before, &after);
+        context->cost.grown += growth(before, &after);
     else if (beyond(after.all_bytes, before->all_bytes) <= GROWTH_MOST)
-        context->grown += beyond(after.all_bytes, before->all_bytes);
+        context->cost.grown += beyond(after.all_bytes, before->all_bytes);
+}
+
+void context_trim(struct cuda_context *context)
+{
+    struct device_usage now;
+
+    if (!context->again || context->cost.made.own_bytes == 0 ||
+        context->driver->usage(context->bus_id, &now) != 0 || now.own_bytes == 0)
+        return;
+    if (growth(&context->cost.made, &now) < context->cost.grown)
+        context->cost.grown = growth(&context->cost.made, &now);
 }

@@ -9,22 +9,34 @@
  * the driver; other processes may take or give back memory in the same moment: a difference that is
  * no context's is not believed. Where NVML is absent, the context is taken to be as large as they
  * usually are.
+ *
+ * The runtime retains the context too, from its first call on until the process ends or resets the
+ * device. One that is opened again costs what it did before: that can't be measured any more.
  */
 #ifndef FLUXFS_ENGINE_CUDA_CONTEXT_H
 #define FLUXFS_ENGINE_CUDA_CONTEXT_H
 
+#include <stdbool.h>
+
 #include "engine/cuda/driver.h"
+
+struct context_cost {
+    uint64_t bytes;           /* of the device, when it was made */
+    uint64_t grown;           /* since then: libraries' memory, kernels */
+    struct device_usage made; /* what was in use then; zeros: not known */
+};
 
 struct cuda_context {
     const struct driver *driver; /* borrowed */
     CUdevice device;
-    CUcontext context;         /* the primary one of the device, which the runtime uses too */
-    uint64_t bytes;            /* of the device, when it was made */
-    uint64_t grown;            /* since then: libraries' memory, kernels */
+    CUcontext context; /* the primary one of the device, which the runtime uses too */
+    struct context_cost cost;
+    bool again;                /* it was there before it was opened */
     char bus_id[BUS_ID_BYTES]; /* "": not known */
 };
 
-/* On the first device. ENODEV with the driver's words, and nothing is held. */
+/* On the first device, by one thread of the process at a time. ENODEV with the driver's words, and
+ * nothing is held. */
 int context_open(struct cuda_context *context, const struct driver *driver, struct error *err);
 void context_close(struct cuda_context *context); /* what is all zeros is allowed */
 
@@ -36,5 +48,9 @@ int context_usage(const struct cuda_context *context, struct device_usage *usage
 
 /* What is in use beyond `before` is the context's from now on. */
 void context_grow(struct cuda_context *context, const struct device_usage *before);
+
+/* For one that was opened again, when it has what it had at first and nothing else of ours is on
+ * the device: what it grew by and gave back since no longer counts, as far as NVML tells. */
+void context_trim(struct cuda_context *context);
 
 #endif

@@ -20,6 +20,7 @@ static const struct {
     {"cuDeviceGet", offsetof(struct driver, device_get)},
     {"cuDeviceGetAttribute", offsetof(struct driver, device_attribute)},
     {"cuDeviceGetPCIBusId", offsetof(struct driver, device_bus_id)},
+    {"cuDevicePrimaryCtxGetState", offsetof(struct driver, context_state)},
     {"cuDevicePrimaryCtxRetain", offsetof(struct driver, context_retain)},
     {"cuDevicePrimaryCtxRelease_v2", offsetof(struct driver, context_release)},
     {"cuCtxSetCurrent", offsetof(struct driver, context_set)},

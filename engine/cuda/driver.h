@@ -27,6 +27,7 @@ struct driver {
     CUresult (*device_attribute)(int *value, CUdevice_attribute attribute, CUdevice device);
     CUresult (*device_bus_id)(char *text, int bytes, CUdevice device);
 
+    CUresult (*context_state)(CUdevice device, unsigned *flags, int *active);
     CUresult (*context_retain)(CUcontext *context, CUdevice device);
     CUresult (*context_release)(CUdevice device);
     CUresult (*context_set)(CUcontext context);

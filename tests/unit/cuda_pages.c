@@ -233,7 +233,7 @@ static uint64_t cost(const char *device)
 
     device_is(device);
     fixture_open(&f);
-    bytes = f.context.bytes / MIB;
+    bytes = f.context.cost.bytes / MIB;
     fixture_close(&f);
     return bytes;
 }
@@ -251,17 +251,56 @@ static void test_context_cost(void)
     EXPECT(cost("context=4 no-nvml") == 4);
 }
 
+/* The runtime retains it once it is used, and who opens it again finds it there. */
+static void test_context_again(void)
+{
+    struct device_usage before = {0};
+    struct fixture f;
+
+    device_is("context=200");
+    fixture_open(&f);
+    EXPECT(!f.context.again && f.context.cost.bytes == 200 * MIB);
+    device_hold(true);
+    EXPECT(context_usage(&f.context, &before) == 0);
+    device_is("context=200 grown=30");
+    context_grow(&f.context, &before);
+    fixture_close(&f);
+
+    device_is("context=200 grown=30 others=4000");
+    fixture_open(&f);
+    EXPECT(f.context.again && f.context.cost.bytes == 200 * MIB &&
+           f.context.cost.grown == 30 * MIB);
+    context_trim(&f.context);
+    EXPECT(f.context.cost.grown == 30 * MIB, "nothing was given back");
+    device_is("context=200 grown=10 others=4000 no-processes");
+    context_trim(&f.context);
+    EXPECT(f.context.cost.grown == 30 * MIB, "nobody tells");
+    device_is("context=200 grown=10 others=4000");
+    context_trim(&f.context);
+    EXPECT(f.context.cost.grown == 10 * MIB, "but for 20 MiB");
+    fixture_close(&f);
+
+    device_is("context=300");
+    device_hold(false);
+    fixture_open(&f);
+    EXPECT(!f.context.again && f.context.cost.bytes == 300 * MIB && f.context.cost.grown == 0);
+    device_is("context=300 grown=10");
+    context_trim(&f.context);
+    EXPECT(f.context.cost.grown == 0, "a first one is only measured");
+    fixture_close(&f);
+}
+
 /* Of one that grows while the device becomes another, in MiB. */
 static uint64_t growth(struct fixture *f, const char *from, const char *to)
 {
-    uint64_t grown = f->context.grown;
+    uint64_t grown = f->context.cost.grown;
     struct device_usage before = {0};
 
     device_is(from);
     EXPECT(context_usage(&f->context, &before) == 0);
     device_is(to);
     context_grow(&f->context, &before);
-    return (f->context.grown - grown) / MIB;
+    return (f->context.cost.grown - grown) / MIB;
 }
 
 static void test_context_growth(void)
@@ -283,7 +322,7 @@ static void test_context_growth(void)
     device_is("grown=10");
     device_fail(2, 0, CUDA_ERROR_LAUNCH_FAILED);
     context_grow(&f.context, &before);
-    EXPECT(f.context.grown == 645 * MIB);
+    EXPECT(f.context.cost.grown == 645 * MIB);
     fixture_close(&f);
 }
 
@@ -323,10 +362,10 @@ static void test_no_context(void)
     EXPECT(context_open(&context, &driver, &err) == -ENODEV && context.context == NULL);
     EXPECT(strstr(err.text, "out of memory") != NULL, "%s", err.text);
     device_is("");
-    for (int call = 1; call <= 5; call++) { /* init, device, bus, context, its choice */
+    for (int call = 1; call <= 6; call++) { /* init, device, bus, state, context, its choice */
         device_fail((uint64_t)call, 0, CUDA_ERROR_ILLEGAL_ADDRESS);
         if (context_open(&context, &driver, &err) == 0) {
-            EXPECT(call == 3, "call %d", call);
+            EXPECT(call == 3 || call == 4, "call %d", call);
             context_close(&context);
         }
         device_fail(0, 0, CUDA_SUCCESS);
@@ -345,6 +384,7 @@ int main(void)
     test_errors();
     test_page_not_taken_back();
     test_context_cost();
+    test_context_again();
     test_context_growth();
     test_growth_untold();
     test_no_context();

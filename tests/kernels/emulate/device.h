@@ -47,6 +47,10 @@ long device_word(const char *word, long otherwise);
 /* A product is described: libraries load their code. */
 void device_grow(void);
 
+/* The runtime retains the context, if there is one, as with the first call that needs it; or no
+ * longer. */
+void device_hold(bool hold);
+
 /* The device's memory in use and in all. */
 void device_memory(size_t *used_bytes, size_t *total_bytes);
 

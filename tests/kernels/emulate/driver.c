@@ -14,8 +14,9 @@ enum { HOST_PAGE_BYTES = 4096, TABLE_ENTRY_BYTES = 8 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 struct device_books call_books; /* lock, as the following */
-static int contexts;            /* retained */
-static int growths;             /* since the first was */
+static int contexts;            /* retained: how many times the one is */
+static bool runtime_holds;      /* it too */
+static int growths;             /* since it was made */
 static uint64_t fail_at, fail_repeat;
 static CUresult fail_code;
 
@@ -52,12 +53,17 @@ static size_t total_bytes(void)
     return (size_t)device_word("memory", MEMORY_MIB) * MIB;
 }
 
+static bool is_context(void)
+{
+    return contexts > 0 || runtime_holds;
+}
+
 static size_t own_bytes(void)
 {
     long context = device_word("context", CONTEXT_MIB) + device_word("grown", 0) +
                    growths * device_word("grows", 0);
 
-    return virtual_bytes() + (contexts > 0 ? (size_t)context * MIB : 0) +
+    return virtual_bytes() + (is_context() ? (size_t)context * MIB : 0) +
            pinned_bytes() / HOST_PAGE_BYTES * TABLE_ENTRY_BYTES;
 }
 
@@ -65,6 +71,15 @@ void device_grow(void)
 {
     pthread_mutex_lock(&lock);
     growths++;
+    pthread_mutex_unlock(&lock);
+}
+
+void device_hold(bool hold)
+{
+    pthread_mutex_lock(&lock);
+    runtime_holds = hold && contexts > 0;
+    if (!is_context())
+        growths = 0;
     pthread_mutex_unlock(&lock);
 }
 
@@ -176,13 +191,24 @@ static CUresult device_bus_id(char *text, int bytes, CUdevice device)
     return call_end(CUDA_SUCCESS);
 }
 
+static CUresult context_state(CUdevice device, unsigned *flags, int *active)
+{
+    CUresult code;
+
+    if (!call_begin(&code))
+        return code;
+    *flags = 0;
+    *active = is_context();
+    return call_end(CUDA_SUCCESS);
+}
+
 static CUresult context_retain(CUcontext *context, CUdevice device)
 {
     CUresult code;
 
     if (!call_begin(&code))
         return code;
-    if (contexts == 0 &&
+    if (!is_context() &&
         own_bytes() + others_bytes() + (size_t)device_word("context", CONTEXT_MIB) * MIB >
             total_bytes())
         return call_end(CUDA_ERROR_OUT_OF_MEMORY);
@@ -202,7 +228,7 @@ static CUresult context_release(CUdevice device)
         return call_end(call_break("a context released once too often"));
     contexts--;
     call_books.contexts--;
-    if (contexts == 0)
+    if (!is_context())
         growths = 0;
     return call_end(CUDA_SUCCESS);
 }
@@ -353,6 +379,7 @@ int driver_open(struct driver *driver, struct error *err)
         .device_get = device_get,
         .device_attribute = device_attribute,
         .device_bus_id = device_bus_id,
+        .context_state = context_state,
         .context_retain = context_retain,
         .context_release = context_release,
         .context_set = context_set,

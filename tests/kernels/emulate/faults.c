@@ -226,16 +226,74 @@ static uint64_t context_after(const char *device)
     return memory.component[MEMORY_CONTEXT] >> 20;
 }
 
+/* The same in a process of its own, whose device is new; 0 if anything failed. */
+static uint64_t context_apart(const char *device)
+{
+    uint64_t mib = 0;
+    int pipe_ends[2];
+    pid_t child;
+
+    if (!EXPECT(pipe(pipe_ends) == 0))
+        return 0;
+    child = fork();
+    if (child == 0) {
+        mib = context_after(device);
+        _exit(write(pipe_ends[1], &mib, sizeof mib) != sizeof mib);
+    }
+    close(pipe_ends[1]);
+    EXPECT(read(pipe_ends[0], &mib, sizeof mib) == sizeof mib);
+    close(pipe_ends[0]);
+    waitpid(child, NULL, 0);
+    return mib;
+}
+
 /* What libraries take at the first use of each plan is ours, whatever others do meanwhile. */
 static void test_growth_in_company(void)
 {
-    uint64_t alone = context_after("context=200 grows=8");
-    uint64_t swinging = context_after("context=200 grows=8 others=100 swings=300");
+    uint64_t alone = context_apart("context=200 grows=8");
+    uint64_t swinging = context_apart("context=200 grows=8 others=100 swings=300");
 
     printf("a context of 200 MiB grew to %llu\n", (unsigned long long)alone);
     EXPECT(alone > 200 + 2 * (CUDA_CODE_BYTES >> 20) && alone < 1000);
     EXPECT(swinging == alone, "%llu MiB, alone %llu", (unsigned long long)swinging,
            (unsigned long long)alone);
+}
+
+/* The smallest budget that a refusal names, in MiB. */
+static uint64_t smallest_named(void)
+{
+    struct engine_options options = {.model_path = model,
+                                     .backend = "cuda",
+                                     .module_dir = modules,
+                                     .vram_budget_bytes = (uint64_t)1 << 20};
+    struct engine *engine;
+    struct error err = {0};
+    const char *at;
+    double mib = 0;
+
+    if (!EXPECT(engine_open(&engine, &options, &err) == -EINVAL, "opened within 1 MiB"))
+        return 0;
+    at = strstr(err.text, "takes ");
+    EXPECT(at != NULL && sscanf(at, "takes %lf MiB at least", &mib) == 1, "%s", err.text);
+    return (uint64_t)mib;
+}
+
+/* A context outlives its engine; the next one counts it as what it cost and has grown to since. */
+static void test_context_again(void)
+{
+    const char *company = "context=200 others=4000", *growing = "context=200 others=4000 grows=1";
+    const uint64_t context = 200 + (CUDA_CODE_BYTES >> 20);
+    uint64_t named, grown;
+
+    setenv("FLUXFS_EMULATE", company, 1);
+    named = smallest_named();
+    EXPECT(named > context && named < 400, "%llu MiB", (unsigned long long)named);
+    EXPECT(smallest_named() == named, "after a refusal");
+    EXPECT(context_after(company) == context && smallest_named() == named, "after a picture");
+    grown = context_after(growing) - context;
+    EXPECT(grown > 0 && grown < 300, "%llu MiB", (unsigned long long)grown);
+    EXPECT(smallest_named() == named + grown, "%llu MiB, and it has grown by %llu",
+           (unsigned long long)smallest_named(), (unsigned long long)grown);
 }
 
 int main(int argc, char **argv)
@@ -248,5 +306,6 @@ int main(int argc, char **argv)
     test_lost();
     test_budget_with_context();
     test_growth_in_company();
+    test_context_again();
     return test_finish();
 }

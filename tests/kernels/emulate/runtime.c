@@ -434,7 +434,10 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *device, int number)
 
 cudaError_t cudaSetDevice(int number)
 {
-    return number == 0 ? cudaSuccess : cudaErrorInvalidDevice;
+    if (number != 0)
+        return cudaErrorInvalidDevice;
+    device_hold(true);
+    return cudaSuccess;
 }
 
 cudaError_t cudaDeviceReset(void)
@@ -442,6 +445,7 @@ cudaError_t cudaDeviceReset(void)
     pthread_mutex_lock(&lock);
     works_done = 0;
     pthread_mutex_unlock(&lock);
+    device_hold(false);
     return cudaSuccess;
 }
 
