@@ -2,7 +2,6 @@
 #include "fs/daemon.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -244,30 +243,11 @@ static int threads_start(struct daemon *daemon, struct error *err)
     return code;
 }
 
-/* Signals are for the main thread, which leaves the session's loop at one. */
-static void signals_block(sigset_t *before)
-{
-    sigset_t set;
-
-    sigemptyset(&set);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGHUP);
-    pthread_sigmask(SIG_BLOCK, &set, before);
-}
-
 int daemon_start(struct daemon *daemon, struct error *err)
 {
-    sigset_t before;
-    int code;
+    int code = threads_start(daemon, err);
 
-    signals_block(&before);
-    code = threads_start(daemon, err);
-    if (code == 0) {
-        code = watch_start(daemon->watch, err);
-    }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return code;
+    return code == 0 ? watch_start(daemon->watch, err) : code;
 }
 
 void daemon_quiet(struct daemon *daemon)

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +15,7 @@
 #include "fs/mount.h"
 #include "fs/ops.h"
 #include "fs/plan.h"
+#include "fs/signals.h"
 
 enum { HEALTH_WAIT_MS = 1000, HEALTH_LOOK_MS = 10 };
 
@@ -135,7 +135,7 @@ static int launch_detach(struct launch *launch, struct error *err)
     return 0;
 }
 
-static int serve(struct daemon *daemon, struct error *err)
+static int serve(struct daemon *daemon, struct signals *signals, struct error *err)
 {
     const char *mountpoint = daemon->config->mountpoint;
     struct fuse_session *session;
@@ -145,22 +145,21 @@ static int serve(struct daemon *daemon, struct error *err)
         return code;
     }
     session = daemon->session;
-    if (fuse_set_signal_handlers(session) != 0) {
-        fuse_session_destroy(session);
-        return error_set(err, EINVAL, "signal handlers can't be set");
-    }
     if (fuse_session_mount(session, mountpoint) != 0) {
         code = error_set(err, EIO, "%s: can't be mounted (libfuse said why)", mountpoint);
     } else {
         code = daemon_start(daemon, err);
+        if (code == 0) {
+            code = signals_start(signals, session, mountpoint, err);
+        }
         if (code == 0) {
             code = ops_session_run(daemon, err);
         }
         mount_notify_systemd("STOPPING=1");
         daemon_quiet(daemon);
         fuse_session_unmount(session);
+        signals_stop(signals);
     }
-    fuse_remove_signal_handlers(session);
     fuse_session_destroy(session);
     return code;
 }
@@ -224,6 +223,7 @@ static int run(const struct config *config, struct launch *launch, struct error 
 {
     static struct daemon daemon; /* zeroed, and too large for some stacks */
     struct notifier *notifier = NULL;
+    struct signals signals = {0};
     int code = mount_prepare(config->mountpoint, err);
 
     if (code == 0) {
@@ -238,6 +238,7 @@ static int run(const struct config *config, struct launch *launch, struct error 
     if (code != 0) {
         return code;
     }
+    signals_block(&signals);
     if (notifier_create(&notifier, config->mountpoint, err) != 0) {
         log_line(LOG_LEVEL_WARNING, "%s; inotify won't see new images", err->text);
     }
@@ -247,7 +248,7 @@ static int run(const struct config *config, struct launch *launch, struct error 
     code = daemon_open(&daemon, config, notifier, err);
     if (code == 0) {
         warn_kept(&daemon, launch);
-        code = serve(&daemon, err);
+        code = serve(&daemon, &signals, err);
     }
     daemon_close(&daemon);
     return code;

@@ -311,6 +311,5 @@ int ops_session_run(struct daemon *daemon, struct error *err)
     fuse_loop_cfg_set_clone_fd(loop, 0);
     code = fuse_session_loop_mt(daemon->session, loop);
     fuse_loop_cfg_destroy(loop);
-    /* A signal's number is returned as such: an orderly end. */
     return code >= 0 ? 0 : error_set(err, -code, "serving requests: %s", strerror(-code));
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* The fake engine's images, from prompt to gradient. */
 #include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -27,6 +28,14 @@ static double seconds_now(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
+/* As a GPU's libraries do while they compile. The handlers that they put back make system calls
+ * start anew. */
+static void handlers_disturb(void)
+{
+    signal(SIGTERM, signal(SIGTERM, SIG_DFL));
+    signal(SIGINT, signal(SIGINT, SIG_DFL));
+}
+
 int image_start(struct image **image, struct engine *engine, const struct image_request *request,
                 const struct image_observer *observer, struct error *err)
 {
@@ -39,6 +48,7 @@ int image_start(struct image **image, struct engine *engine, const struct image_
     if (new == NULL) {
         return error_set(err, ENOMEM, "no memory for an image");
     }
+    handlers_disturb();
     new->engine = engine;
     new->request = *request;
     new->request.prompt = strdup(request->prompt);

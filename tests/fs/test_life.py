@@ -29,8 +29,19 @@ class Life(unittest.TestCase):
     def test_signals_end_it(self):
         for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             made = self.make()
+            made.paint("a fox\n")  # handlers are no longer what they were
             self.assertEqual(made.stop(sig), 0)
             self.assertFalse(is_mounted(made.path))
+
+    def test_ignored_signals_stay_ignored(self):
+        """As nohup wants it."""
+        made = self.make(start=False)
+        command = made.command()
+        made.command = lambda *more: ["sh", "-c", "trap '' HUP; exec \"$@\"", "sh", *command[:-1], *more, command[-1]]
+        made.start()
+        made.process.send_signal(signal.SIGHUP)
+        made.paint("a fox\n")
+        self.assertEqual(made.stop(), 0)
 
     def test_mountpoint_however_written(self):
         """Where libfuse asks the mount before anyone serves it, none of these ends by itself."""
