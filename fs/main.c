@@ -114,6 +114,8 @@ static int launch_detach(struct launch *launch, struct error *err)
     int fds[2];
     pid_t child;
 
+    /* What a script's shell has open is not to be held as long as this runs: a lock, a pipe. */
+    close_range(STDERR_FILENO + 1, ~0U, 0);
     if (pipe2(fds, O_CLOEXEC) != 0) {
         return error_set(err, errno, "pipe: %s", strerror(errno));
     }

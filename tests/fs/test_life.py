@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """How a mount begins and ends, and what outlives it."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -79,10 +80,10 @@ class Life(unittest.TestCase):
         made.start()
         self.assertEqual(made.wait(1), "done")  # it ran again
 
-    def background(self, made, *more):
+    def background(self, made, *more, **how):
         command = [word for word in made.command(*more) if word != "--foreground"]
         return subprocess.run(command, env=dict(os.environ, **made.environment), capture_output=True,
-                              text=True, timeout=PATIENCE)
+                              text=True, timeout=PATIENCE, **how)
 
     def end_background(self, made):
         self.umount(made)
@@ -99,6 +100,19 @@ class Life(unittest.TestCase):
         self.assertEqual((result.returncode, result.stderr), (0, ""))
         self.assertTrue(is_mounted(made.path))
         self.assertEqual(made.read("status", "health").split(":")[0] in ("ok\n", "loading"), True)
+        made.paint("a fox\n")
+        self.end_background(made)
+
+    @needs("fuser")
+    def test_background_holds_nothing_of_the_shell(self):
+        """Under `flock lock script` the lock is free once the script has ended."""
+        made = self.make(start=False)
+        lock = os.path.join(made.folder, "lock")
+        with open(lock, "w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            self.assertEqual(self.background(made, pass_fds=[held.fileno()]).returncode, 0)
+        with open(lock) as free:
+            fcntl.flock(free, fcntl.LOCK_EX | fcntl.LOCK_NB)
         made.paint("a fox\n")
         self.end_background(made)
 
