@@ -15,6 +15,9 @@
 
 enum { LEAST_CAPABILITY = 8 }; /* the first with bf16 in its matrix units */
 
+/* What a multiprocessor of a consumer card has at least; those of 8.0 and 8.7 have more. */
+enum { LESSER_SHARED_BYTES = 100 << 10, SHARED_BYTES_80 = 164 << 10 };
+
 /* ---- errors ---- */
 
 void cuda_fail(struct cuda_backend *cuda, int errnum, const char *what, const char *why)
@@ -168,6 +171,24 @@ static const struct backend_ops cuda_ops = {
     .to_rgb = cuda_to_rgb,
 };
 
+/* Kernels for other cards can be tried on this one: by FLUXFS_CAPABILITY in the environment, 86
+ * say, it is taken for one of compute capability 8.6. */
+static void take_for_lesser(struct cuda_backend *cuda)
+{
+    const char *wish = getenv("FLUXFS_CAPABILITY");
+    long asked = wish != NULL ? strtol(wish, NULL, 10) : 0;
+    int bytes = asked % 10 == 0 || asked % 10 == 7 ? SHARED_BYTES_80 : LESSER_SHARED_BYTES;
+    size_t length = strlen(cuda->base.device_name);
+
+    if (asked < 10 * LEAST_CAPABILITY || asked >= cuda->capability)
+        return;
+    cuda->capability = (int)asked;
+    if (cuda->shared_bytes > bytes)
+        cuda->shared_bytes = bytes;
+    snprintf(cuda->base.device_name + length, sizeof cuda->base.device_name - length,
+             ", taken for one of %ld.%ld", asked / 10, asked % 10);
+}
+
 /* The first device, if it can do the work. */
 static int device_open(struct cuda_backend *cuda, struct error *err)
 {
@@ -198,6 +219,7 @@ static int device_open(struct cuda_backend *cuda, struct error *err)
     cuda->shared_bytes = (int)device.sharedMemPerMultiprocessor;
     snprintf(cuda->base.device_name, sizeof cuda->base.device_name, "%.80s, %.1f GiB", device.name,
              (double)device.totalGlobalMem / (double)(1 << 30));
+    take_for_lesser(cuda);
     if (context_open(&cuda->context, &cuda->driver, err) != 0)
         return err->code;
     code = cudaSetDevice(0);

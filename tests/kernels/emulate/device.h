@@ -13,7 +13,7 @@
  *   context=MIB (what a context takes)  others=MIB (what other processes have)  no-nvml
  *   lazy (no work is done unasked)  clean (new pages are zeros: quick)
  *   nvml=MIB (what it sees more at every other look)  no-virtual-memory  granule=KIB
- *   card=CAPABILITY (90)  no-processes (NVML does not tell how much each has)
+ *   no-processes (NVML does not tell how much each has)
  *   grown=MIB (what the context has grown by)  grows=MIB (and by each product that is described)
  *   swings=MIB (what others take when one is described, and give back at the next)
  */

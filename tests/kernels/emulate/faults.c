@@ -296,6 +296,33 @@ static void test_context_again(void)
            (unsigned long long)smallest_named(), (unsigned long long)grown);
 }
 
+/* Kernels for another card are tried, and the device's name says so. */
+static void test_lesser_card(void)
+{
+    static const struct {
+        const char *capability, *name;
+    } cases[] = {{"86", "taken for one of 8.6"}, {"75", "GiB"}, {"90", "GiB"}, {"x", "GiB"}};
+    struct engine_options options = {.model_path = model, .backend = "cuda", .module_dir = modules};
+
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        size_t length = strlen(cases[i].name), name_length;
+        struct engine *engine;
+        struct error err;
+
+        setenv("FLUXFS_EMULATE", "", 1);
+        setenv("FLUXFS_CAPABILITY", cases[i].capability, 1);
+        if (!EXPECT(engine_open(&engine, &options, &err) == 0, "%s", err.text))
+            continue;
+        name_length = strlen(engine_info(engine)->device_name);
+        EXPECT(name_length > length &&
+                   strcmp(engine_info(engine)->device_name + name_length - length, cases[i].name) ==
+                       0,
+               "%s: %s", cases[i].capability, engine_info(engine)->device_name);
+        engine_close(engine);
+    }
+    unsetenv("FLUXFS_CAPABILITY");
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 3)
@@ -307,5 +334,6 @@ int main(int argc, char **argv)
     test_budget_with_context();
     test_growth_in_company();
     test_context_again();
+    test_lesser_card();
     return test_finish();
 }

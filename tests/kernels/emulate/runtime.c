@@ -419,16 +419,14 @@ cudaError_t cudaGetDeviceCount(int *count)
 
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *device, int number)
 {
-    long capability = device_word("old-card", -1) == 0 ? 75 : device_word("card", 90);
     size_t used;
 
     memset(device, 0, sizeof *device);
     snprintf(device->name, sizeof device->name, "a GPU emulated on the CPU");
     device_memory(&used, &device->totalGlobalMem);
-    device->major = (int)capability / 10;
-    device->minor = (int)capability % 10;
+    device->major = device_word("old-card", -1) == 0 ? 7 : 9;
     device->multiProcessorCount = MULTIPROCESSORS;
-    device->sharedMemPerMultiprocessor = (device->minor == 0 ? 228 : 100) << 10;
+    device->sharedMemPerMultiprocessor = 228 << 10;
     return cudaSuccess;
 }
 
