@@ -138,15 +138,20 @@ static int check_widths(const struct engine *engine, const char *model, struct e
     return 0;
 }
 
-static int open_model(struct engine *engine, const char *model, struct error *err)
+int engine_open_files(struct engine *engine, const char *model, struct error *err)
 {
-    const struct backend *backend = engine->backend;
-
     if (open_component(engine, &engine->clip_files, model, "text_encoder", err) != 0 ||
         open_component(engine, &engine->t5_files, model, "text_encoder_2", err) != 0 ||
         open_component(engine, &engine->transformer_files, model, "transformer", err) != 0 ||
         open_component(engine, &engine->vae_files, model, "vae", err) != 0)
         return err->code;
+    return 0;
+}
+
+static int open_model(struct engine *engine, const char *model, struct error *err)
+{
+    const struct backend *backend = engine->backend;
+
     if (clip_open(&engine->clip, engine->clip_files, backend, err) != 0 ||
         t5_open(&engine->t5, engine->t5_files, backend, err) != 0 ||
         transformer_open(&engine->transformer, engine->transformer_files, backend, err) != 0 ||
@@ -339,7 +344,9 @@ int engine_open(struct engine **out, const struct engine_options *options, struc
 
     if (engine == NULL)
         return error_set(err, ENOMEM, "out of host memory");
-    if (backend_open(&engine->backend, options, engine->warning, err) != 0 ||
+    /* (The device is left to others where the model can't be read.) */
+    if (engine_open_files(engine, options->model_path, err) != 0 ||
+        backend_open(&engine->backend, options, engine->warning, err) != 0 ||
         engine_read(engine, options, err) != 0 || engine_reserve(engine, options, err) != 0) {
         engine_close(engine);
         return err->code;

@@ -98,7 +98,8 @@ static int open_on(struct forecast_run *run, struct backend *real,
         real->pages->ops->memory(real->pages, &free_bytes, &total_bytes);
         memory_bytes = free_bytes + real->context_bytes;
     }
-    if (described_create(&engine->backend, real, memory_bytes, err) != 0 ||
+    if (engine_open_files(engine, options->model_path, err) != 0 ||
+        described_create(&engine->backend, real, memory_bytes, err) != 0 ||
         engine_read(engine, options, err) != 0)
         return err->code;
     run->request = settle(engine, &run->request);

@@ -146,7 +146,9 @@ double engine_now(const struct engine *engine);
 /* `warning`, of ENGINE_WARNING_BYTES: stays as it is if there is none. */
 int backend_open(struct backend **backend, const struct engine_options *options, char *warning,
                  struct error *err);
-/* The parts of opening, once there is a back end: what the files say, then the device's memory. */
+/* The parts of opening: the files, and, once there is a back end, what they say, then the device's
+ * memory. */
+int engine_open_files(struct engine *engine, const char *model, struct error *err);
 int engine_read(struct engine *engine, const struct engine_options *options, struct error *err);
 int engine_reserve(struct engine *engine, const struct engine_options *options, struct error *err);
 

@@ -85,7 +85,8 @@ static struct engine *open_card(const char *configs, uint64_t budget)
     struct engine *engine = calloc(1, sizeof *engine);
 
     engine->planned = &request;
-    if (described_create(&engine->backend, NULL, CARD, &err) != 0 ||
+    if (engine_open_files(engine, configs, &err) != 0 ||
+        described_create(&engine->backend, NULL, CARD, &err) != 0 ||
         engine_read(engine, &options, &err) != 0 || engine_reserve(engine, &options, &err) != 0) {
         fprintf(stderr, "%s\n", err.text);
         exit(EXIT_FAILURE);

@@ -296,6 +296,19 @@ static void test_context_again(void)
            (unsigned long long)smallest_named(), (unsigned long long)grown);
 }
 
+/* A model that can't be read is told before anything is asked of the device. */
+static void test_model_first(void)
+{
+    struct engine_options options = {
+        .model_path = "/nowhere", .backend = "cuda", .module_dir = modules};
+    struct engine *engine;
+    struct error err;
+
+    setenv("FLUXFS_EMULATE", "no-device", 1);
+    EXPECT(engine_open(&engine, &options, &err) == -ENOENT && strstr(err.text, "/nowhere") != NULL,
+           "%s", err.text);
+}
+
 /* Kernels for another card are tried, and the device's name says so. */
 static void test_lesser_card(void)
 {
@@ -334,6 +347,7 @@ int main(int argc, char **argv)
     test_budget_with_context();
     test_growth_in_company();
     test_context_again();
+    test_model_first();
     test_lesser_card();
     return test_finish();
 }
