@@ -147,21 +147,20 @@ static int serve(struct daemon *daemon, struct signals *signals, struct error *e
         return code;
     }
     session = daemon->session;
+    signals_lead(signals, session);
     if (fuse_session_mount(session, mountpoint) != 0) {
         code = error_set(err, EIO, "%s: can't be mounted (libfuse said why)", mountpoint);
     } else {
         code = daemon_start(daemon, err);
         if (code == 0) {
-            code = signals_start(signals, session, mountpoint, err);
-        }
-        if (code == 0) {
             code = ops_session_run(daemon, err);
         }
-        mount_notify_systemd("STOPPING=1");
-        daemon_quiet(daemon);
-        fuse_session_unmount(session);
-        signals_stop(signals);
     }
+    signals_stop(signals);
+    mount_notify_systemd("STOPPING=1");
+    daemon_quiet(daemon);
+    fuse_session_unmount(session);
+    signals_unblock(signals);
     fuse_session_destroy(session);
     return code;
 }
@@ -240,9 +239,13 @@ static int run(const struct config *config, struct launch *launch, struct error 
     if (code != 0) {
         return code;
     }
-    signals_block(&signals);
     if (notifier_create(&notifier, config->mountpoint, err) != 0) {
         log_line(LOG_LEVEL_WARNING, "%s; inotify won't see new images", err->text);
+    }
+    code = signals_start(&signals, err);
+    if (code != 0) {
+        notifier_destroy(notifier);
+        return code;
     }
     files_limit_raise();
     daemon.mounted = launch_mounted;
@@ -252,6 +255,7 @@ static int run(const struct config *config, struct launch *launch, struct error 
         warn_kept(&daemon, launch);
         code = serve(&daemon, &signals, err);
     }
+    signals_stop(&signals);
     daemon_close(&daemon);
     return code;
 }

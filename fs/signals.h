@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * SIGTERM, SIGINT and SIGHUP, at which the session ends: blocked in every thread and waited for by
- * one. A handler would not do. Libraries that the engine opens set handlers of their own for a
- * while, and what they put back afterwards wakes no system call (cuDNN's compiler was seen to).
+ * SIGTERM, SIGINT and SIGHUP: blocked in every thread and waited for by one. Handlers would not do.
+ * Libraries that the engine opens set their own for a while, and what they put back afterwards
+ * wakes no system call (cuDNN's compiler was seen to).
+ *
+ * What has no session to end ends the process, as it would by itself: before one is mounted, and
+ * again once it is unmounted, when the engine may be in the middle of something long.
  */
 #ifndef FLUXFS_FS_SIGNALS_H
 #define FLUXFS_FS_SIGNALS_H
@@ -17,22 +20,26 @@ struct fuse_session;
 
 struct signals {
     sigset_t awaited; /* but for those that were ignored from the start, as by nohup */
-    struct fuse_session *session;
-    const char *mountpoint;
-    pthread_t thread;
+    pthread_t starter, thread;
     bool started;
+    pthread_mutex_t lock;
+    struct fuse_session *session; /* lock; NULL: there is none to end */
 };
 
-/* In this thread, and those that it starts. SIGPIPE too, which nobody waits for: writing says that
- * nobody reads. */
-void signals_block(struct signals *signals);
+/* In this thread, and those that it starts. SIGPIPE is blocked too, which nobody waits for: writing
+ * says that nobody reads. 0 or a negative errno. */
+int signals_start(struct signals *signals, struct error *err);
 
-/* The first of them ends the loop of the session, which is mounted there; both are borrowed. 0 or
- * a negative errno. */
-int signals_start(struct signals *signals, struct fuse_session *session, const char *mountpoint,
-                  struct error *err);
+/* The first signal from now on ends the loop of the session (borrowed), in which the thread that
+ * called signals_start is or will be; more of them change nothing. Before it is mounted, so that
+ * nothing stays mounted. */
+void signals_lead(struct signals *signals, struct fuse_session *session);
 
-/* After the session was unmounted. What has not been started is allowed. */
+/* The loop is over: it is not disturbed any more, nor is what comes after it. What has not been
+ * started is allowed. */
 void signals_stop(struct signals *signals);
+
+/* After signals_stop, once it is unmounted: those that come from now on end the process. */
+void signals_unblock(const struct signals *signals);
 
 #endif

@@ -34,6 +34,33 @@ class Life(unittest.TestCase):
             self.assertEqual(made.stop(sig), 0)
             self.assertFalse(is_mounted(made.path))
 
+    def test_signals_end_what_cannot_be_reached(self):
+        """No way leads to the mount any more, but someone still holds it."""
+        made = self.make()
+        with open(made.at("status", "events")):
+            made.shell("umount -l mnt", check=True)
+            self.assertFalse(is_mounted(made.path))
+            self.assertEqual(made.stop(), 0)
+
+    def test_signals_while_starting(self):
+        """It waits for its state folder, which is another's; its child comes before that."""
+        made = self.make()
+        other = self.make(state=made.state, start=False)
+        other.start(wait=False)
+        wait_for(lambda: subprocess.run(["pgrep", "-P", str(other.process.pid)], stdout=subprocess.DEVNULL).returncode == 0
+                 or other.process.poll() is not None, "the notifier")
+        self.assertEqual(other.stop(), -signal.SIGTERM, other.read_log())
+
+    def test_second_signal_waits_for_nothing(self):
+        """Once it is unmounted, a signal ends it whatever the engine does."""
+        made = self.make(start=False)
+        made.hold(-1)
+        made.start(loaded=False)
+        made.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: not is_mounted(made.path), "the unmount")
+        wait_for(lambda: made.process.send_signal(signal.SIGTERM) or made.process.poll() is not None, "the end")
+        self.assertEqual(made.stop(), -signal.SIGTERM)
+
     def test_ignored_signals_stay_ignored(self):
         """As nohup wants it."""
         made = self.make(start=False)
