@@ -233,16 +233,20 @@ void cuda_growth_begin(struct cuda_backend *cuda)
     cuda->growing = context_usage(&cuda->context, &cuda->usage_before) == 0;
 }
 
+static void context_count(struct cuda_backend *cuda)
+{
+    uint64_t code_bytes = cuda->context.cost.grown + CUDA_OWN_CODE_BYTES;
+
+    cuda->base.context_bytes = cuda->context.cost.bytes + cuda->base.context_granted +
+                               (code_bytes > CUDA_CODE_BYTES ? code_bytes : CUDA_CODE_BYTES);
+}
+
 void cuda_growth_end(struct cuda_backend *cuda)
 {
-    uint64_t code_bytes;
-
     if (cuda->growing)
         context_grow(&cuda->context, &cuda->usage_before);
     cuda->growing = false;
-    code_bytes = cuda->context.cost.grown + CUDA_OWN_CODE_BYTES;
-    cuda->base.context_bytes = cuda->context.cost.bytes + cuda->base.context_granted +
-                               (code_bytes > CUDA_CODE_BYTES ? code_bytes : CUDA_CODE_BYTES);
+    context_count(cuda);
 }
 
 static void pages_fault(void *owner, const char *call, const char *why)
@@ -270,22 +274,25 @@ static int streams_open(struct cuda_backend *cuda, struct error *err)
     return ready ? 0 : error_set(err, -cuda->error.code, "%s", cuda->error.text);
 }
 
-/* What it takes of the device is counted with the context: the first time. */
+/* What it takes of the device is counted with the context, also where it fails: what is left of
+ * that stays. */
 static int libraries_open(struct cuda_backend *cuda, struct error *err)
 {
-    int result;
+    struct device_usage before;
+    bool known = context_usage(&cuda->context, &before) == 0;
+    int result = streams_open(cuda, err);
 
-    if (!cuda->context.again)
-        cuda_growth_begin(cuda);
-    result = streams_open(cuda, err);
     if (result == 0)
         result = transfer_open(cuda, err);
     if (result == 0)
         result = gemm_plans_open(cuda, err);
     if (result == 0)
         dnn_open(cuda);
-    context_trim(&cuda->context);
-    cuda_growth_end(cuda);
+    if (known)
+        context_start(&cuda->context, &before);
+    if (result == 0)
+        context_trim(&cuda->context);
+    context_count(cuda);
     return result;
 }
 

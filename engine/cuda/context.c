@@ -149,25 +149,53 @@ int context_usage(const struct cuda_context *context, struct device_usage *usage
     return 0;
 }
 
-void context_grow(struct cuda_context *context, const struct device_usage *before)
+static uint64_t grown_since(const struct cuda_context *context, const struct device_usage *before)
 {
     struct device_usage after;
 
     if (context_usage(context, &after) != 0)
-        return;
+        return 0;
     if (before->own_bytes != 0 && after.own_bytes != 0)
-        context->cost.grown += growth(before, &after);
-    else if (beyond(after.all_bytes, before->all_bytes) <= GROWTH_MOST)
-        context->cost.grown += beyond(after.all_bytes, before->all_bytes);
+        return growth(before, &after);
+    return beyond(after.all_bytes, before->all_bytes) <= GROWTH_MOST
+               ? beyond(after.all_bytes, before->all_bytes)
+               : 0;
+}
+
+void context_grow(struct cuda_context *context, const struct device_usage *before)
+{
+    context->cost.grown += grown_since(context, before);
+}
+
+void context_start(struct cuda_context *context, const struct device_usage *before)
+{
+    uint64_t more = beyond(grown_since(context, before), context->cost.started);
+
+    context->cost.started += more;
+    context->cost.grown += more;
+}
+
+/* The most that the context can have grown by. */
+static uint64_t growth_most(const struct cuda_context *context)
+{
+    const struct context_cost *cost = &context->cost;
+    uint64_t free_bytes, total_bytes;
+    struct device_usage now;
+
+    if (cost->made.own_bytes != 0 && context->driver->usage(context->bus_id, &now) == 0 &&
+        now.own_bytes != 0)
+        return growth(&cost->made, &now);
+    if (context_memory(context, &free_bytes, &total_bytes) != 0)
+        return UINT64_MAX;
+    return beyond(total_bytes - free_bytes, cost->bytes);
 }
 
 void context_trim(struct cuda_context *context)
 {
-    struct device_usage now;
+    uint64_t most = context->again ? growth_most(context) : UINT64_MAX;
 
-    if (!context->again || context->cost.made.own_bytes == 0 ||
-        context->driver->usage(context->bus_id, &now) != 0 || now.own_bytes == 0)
-        return;
-    if (growth(&context->cost.made, &now) < context->cost.grown)
-        context->cost.grown = growth(&context->cost.made, &now);
+    if (most < context->cost.grown)
+        context->cost.grown = most;
+    if (most < context->cost.started)
+        context->cost.started = most;
 }

@@ -23,6 +23,7 @@
 struct context_cost {
     uint64_t bytes;           /* of the device, when it was made */
     uint64_t grown;           /* since then: libraries' memory, kernels */
+    uint64_t started;         /* in `grown`: by opening libraries, which each opening does */
     struct device_usage made; /* what was in use then; zeros: not known */
 };
 
@@ -49,8 +50,12 @@ int context_usage(const struct cuda_context *context, struct device_usage *usage
 /* What is in use beyond `before` is the context's from now on. */
 void context_grow(struct cuda_context *context, const struct device_usage *before);
 
+/* The same where libraries were opened: of what they took before, only the more counts. */
+void context_start(struct cuda_context *context, const struct device_usage *before);
+
 /* For one that was opened again, when it has what it had at first and nothing else of ours is on
- * the device: what it grew by and gave back since no longer counts, as far as NVML tells. */
+ * the device: what it grew by and gave back since no longer counts, as far as NVML tells, or as the
+ * device has no more in use. */
 void context_trim(struct cuda_context *context);
 
 #endif

@@ -275,9 +275,12 @@ static void test_context_again(void)
     device_is("context=200 grown=10 others=4000 no-processes");
     context_trim(&f.context);
     EXPECT(f.context.cost.grown == 30 * MIB, "nobody tells");
+    device_is("context=200 grown=25 no-processes");
+    context_trim(&f.context);
+    EXPECT(f.context.cost.grown == 25 * MIB, "no more is in use");
     device_is("context=200 grown=10 others=4000");
     context_trim(&f.context);
-    EXPECT(f.context.cost.grown == 10 * MIB, "but for 20 MiB");
+    EXPECT(f.context.cost.grown == 10 * MIB, "but for 15 MiB");
     fixture_close(&f);
 
     device_is("context=300");

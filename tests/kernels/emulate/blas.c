@@ -242,12 +242,16 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t blas, cublasLtMatmulDesc_t produc
 cublasStatus_t cublasLtCreate(cublasLtHandle_t *blas)
 {
     *blas = calloc(1, 1);
-    return *blas != NULL ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_ALLOC_FAILED;
+    if (*blas == NULL)
+        return CUBLAS_STATUS_ALLOC_FAILED;
+    device_start(true);
+    return CUBLAS_STATUS_SUCCESS;
 }
 
 cublasStatus_t cublasLtDestroy(cublasLtHandle_t blas)
 {
     free(blas);
+    device_start(false);
     return CUBLAS_STATUS_SUCCESS;
 }
 

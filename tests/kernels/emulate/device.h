@@ -16,6 +16,7 @@
  *   no-processes (NVML does not tell how much each has)
  *   grown=MIB (what the context has grown by)  grows=MIB (and by each product that is described)
  *   swings=MIB (what others take when one is described, and give back at the next)
+ *   started=MIB (what cuBLASLt takes until it is ended)  unpinned (no host memory can be pinned)
  */
 #ifndef FLUXFS_TESTS_KERNELS_EMULATE_DEVICE_H
 #define FLUXFS_TESTS_KERNELS_EMULATE_DEVICE_H
@@ -46,6 +47,9 @@ long device_word(const char *word, long otherwise);
 
 /* A product is described: libraries load their code. */
 void device_grow(void);
+
+/* cuBLASLt is started, or ended. */
+void device_start(bool started);
 
 /* The runtime retains the context, if there is one, as with the first call that needs it; or no
  * longer. */

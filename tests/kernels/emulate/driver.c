@@ -17,6 +17,7 @@ struct device_books call_books; /* lock, as the following */
 static int contexts;            /* retained: how many times the one is */
 static bool runtime_holds;      /* it too */
 static int growths;             /* since it was made */
+static int starts;              /* of cuBLASLt that have not ended */
 static uint64_t fail_at, fail_repeat;
 static CUresult fail_code;
 
@@ -61,7 +62,7 @@ static bool is_context(void)
 static size_t own_bytes(void)
 {
     long context = device_word("context", CONTEXT_MIB) + device_word("grown", 0) +
-                   growths * device_word("grows", 0);
+                   growths * device_word("grows", 0) + starts * device_word("started", 0);
 
     return virtual_bytes() + (is_context() ? (size_t)context * MIB : 0) +
            pinned_bytes() / HOST_PAGE_BYTES * TABLE_ENTRY_BYTES;
@@ -71,6 +72,13 @@ void device_grow(void)
 {
     pthread_mutex_lock(&lock);
     growths++;
+    pthread_mutex_unlock(&lock);
+}
+
+void device_start(bool started)
+{
+    pthread_mutex_lock(&lock);
+    starts += started ? 1 : -1;
     pthread_mutex_unlock(&lock);
 }
 

@@ -226,8 +226,28 @@ static uint64_t context_after(const char *device)
     return memory.component[MEMORY_CONTEXT] >> 20;
 }
 
-/* The same in a process of its own, whose device is new; 0 if anything failed. */
-static uint64_t context_apart(const char *device)
+/* The same after the libraries could not be opened at first, nor between two engines; 0 unless both
+ * count the same. */
+static uint64_t context_after_failures(const char *device)
+{
+    struct engine_options options = {.model_path = model, .backend = "cuda", .module_dir = modules};
+    char unpinned[128];
+    uint64_t mib[2];
+
+    snprintf(unpinned, sizeof unpinned, "%s unpinned", device);
+    for (int i = 0; i < 2; i++) {
+        struct engine *engine;
+        struct error err = {0};
+
+        setenv("FLUXFS_EMULATE", unpinned, 1);
+        EXPECT(engine_open(&engine, &options, &err) == -ENOMEM, "%s", err.text);
+        mib[i] = context_after(device);
+    }
+    return mib[0] == mib[1] ? mib[0] : 0;
+}
+
+/* One of these in a process of its own, whose device is new; 0 if anything failed. */
+static uint64_t apart(uint64_t (*count)(const char *device), const char *device)
 {
     uint64_t mib = 0;
     int pipe_ends[2];
@@ -237,7 +257,7 @@ static uint64_t context_apart(const char *device)
         return 0;
     child = fork();
     if (child == 0) {
-        mib = context_after(device);
+        mib = count(device);
         _exit(write(pipe_ends[1], &mib, sizeof mib) != sizeof mib);
     }
     close(pipe_ends[1]);
@@ -250,8 +270,8 @@ static uint64_t context_apart(const char *device)
 /* What libraries take at the first use of each plan is ours, whatever others do meanwhile. */
 static void test_growth_in_company(void)
 {
-    uint64_t alone = context_apart("context=200 grows=8");
-    uint64_t swinging = context_apart("context=200 grows=8 others=100 swings=300");
+    uint64_t alone = apart(context_after, "context=200 grows=8");
+    uint64_t swinging = apart(context_after, "context=200 grows=8 others=100 swings=300");
 
     printf("a context of 200 MiB grew to %llu\n", (unsigned long long)alone);
     EXPECT(alone > 200 + 2 * (CUDA_CODE_BYTES >> 20) && alone < 1000);
@@ -336,6 +356,23 @@ static void test_lesser_card(void)
     unsetenv("FLUXFS_CAPABILITY");
 }
 
+/* What libraries take counts once, also where they were not open when the context was made. */
+static void test_context_started(void)
+{
+    static const char *const devices[] = {"context=200 started=100 others=4000",
+                                          "context=200 started=100 others=4000 no-processes"};
+
+    for (size_t i = 0; i < sizeof devices / sizeof *devices; i++) {
+        uint64_t whole = apart(context_after, devices[i]);
+        uint64_t late = apart(context_after_failures, devices[i]);
+
+        EXPECT(whole == 300 + (CUDA_OWN_CODE_BYTES >> 20), "%s: %llu MiB", devices[i],
+               (unsigned long long)whole);
+        EXPECT(late == whole, "%s: %llu MiB, %llu at once", devices[i], (unsigned long long)late,
+               (unsigned long long)whole);
+    }
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 3)
@@ -344,8 +381,10 @@ int main(int argc, char **argv)
     model = argv[2];
     test_refusals();
     test_lost();
-    test_budget_with_context();
     test_growth_in_company();
+    test_context_started();
+    /* From here on the device has been used by this process, and is new in none that it forks. */
+    test_budget_with_context();
     test_context_again();
     test_model_first();
     test_lesser_card();

@@ -372,7 +372,9 @@ static void unpin(const void *memory)
 
 cudaError_t cudaHostAlloc(void **memory, size_t bytes, unsigned flags)
 {
-    *memory = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+    *memory = NULL;
+    if (device_word("unpinned", -1) < 0)
+        *memory = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
     if (*memory == NULL)
         return cudaErrorMemoryAllocation;
     pin(*memory, bytes);
