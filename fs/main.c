@@ -260,13 +260,29 @@ static int run(const struct config *config, struct launch *launch, struct error 
     return code;
 }
 
+/* What is opened later must not take the numbers of those that are closed: whoever writes to them
+ * would write there. */
+static void standard_files_open(void)
+{
+    int fd;
+
+    do {
+        fd = open("/dev/null", O_RDWR);
+    } while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0) {
+        close(fd);
+    }
+}
+
 int main(int argc, char *argv[])
 {
     struct config config;
     struct launch launch = {.config = &config, .report_fd = -1};
     struct error err = {0};
-    int code = config_load(&config, argc, argv, &err);
+    int code;
 
+    standard_files_open();
+    code = config_load(&config, argc, argv, &err);
     if (code != 0) {
         fprintf(stderr, "fluxfs: %s\n", err.text);
         return EXIT_FAILURE;

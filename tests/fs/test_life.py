@@ -143,6 +143,16 @@ class Life(unittest.TestCase):
         made.paint("a fox\n")
         self.end_background(made)
 
+    @needs("fuser")
+    def test_background_with_nothing_open(self):
+        """As some that start daemons leave them: not even standard input."""
+        made = self.make(start=False)
+        command = made.command()
+        made.command = lambda *more: ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command]
+        self.assertEqual(self.background(made).returncode, 0)
+        made.paint("a fox\n")
+        self.end_background(made)
+
     def test_background_reports_failure(self):
         made = self.make(start=False)
         os.rmdir(made.path)
