@@ -77,6 +77,7 @@ int signals_start(struct signals *signals, struct error *err)
     awaited_find(&signals->awaited);
     blocked = signals->awaited;
     sigaddset(&blocked, SIGPIPE);
+    sigaddset(&blocked, SIGXFSZ);
     pthread_sigmask(SIG_BLOCK, &blocked, NULL);
     pthread_mutex_init(&signals->lock, NULL);
     code = pthread_create(&signals->thread, NULL, signals_main, signals);

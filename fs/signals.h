@@ -26,8 +26,9 @@ struct signals {
     struct fuse_session *session; /* lock; NULL: there is none to end */
 };
 
-/* In this thread, and those that it starts. SIGPIPE is blocked too, which nobody waits for: writing
- * says that nobody reads. 0 or a negative errno. */
+/* In this thread, and those that it starts. SIGPIPE and SIGXFSZ are blocked too, which nobody waits
+ * for: writing says that nobody reads, or that the file is as large as it may be. 0 or a negative
+ * errno. */
 int signals_start(struct signals *signals, struct error *err);
 
 /* The first signal from now on ends the loop of the session (borrowed), in which the thread that

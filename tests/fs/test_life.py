@@ -2,6 +2,7 @@
 """How a mount begins and ends, and what outlives it."""
 
 import fcntl
+import errno
 import os
 import shutil
 import signal
@@ -70,6 +71,18 @@ class Life(unittest.TestCase):
         made.process.send_signal(signal.SIGHUP)
         made.paint("a fox\n")
         self.assertEqual(made.stop(), 0)
+
+    def test_file_larger_than_allowed(self):
+        """As ulimit -f has it: whoever writes it is told."""
+        made = self.make(start=False)
+        command = made.command()
+        made.command = lambda *more: ["sh", "-c", "ulimit -f 1000; exec \"$@\"", "sh", *command[:-1], *more, command[-1]]
+        made.start()
+        with open(made.at("prompts", "large.txt"), "wb", buffering=0) as file, self.assertRaises(OSError) as raised:
+            while True:
+                file.write(bytes(1 << 16))
+        self.assertEqual(raised.exception.errno, errno.EFBIG)
+        made.paint("a fox\n")
 
     def test_mountpoint_however_written(self):
         """Where libfuse asks the mount before anyone serves it, none of these ends by itself."""
