@@ -153,6 +153,7 @@ static int serve(struct daemon *daemon, struct signals *signals, struct error *e
     } else {
         code = daemon_start(daemon, err);
         if (code == 0) {
+            signals_wake(signals);
             code = ops_session_run(daemon, err);
         }
     }

@@ -49,7 +49,11 @@ static void *signals_main(void *owner)
     pthread_mutex_unlock(&signals->lock);
     for (;;) {
         sigaction(WAKE, &action, NULL);
-        pthread_kill(signals->starter, WAKE);
+        pthread_mutex_lock(&signals->lock);
+        if (signals->loops) {
+            pthread_kill(signals->looping, WAKE);
+        }
+        pthread_mutex_unlock(&signals->lock);
         sigtimedwait(&signals->awaited, NULL, &pause); /* until cancelled */
     }
 }
@@ -73,7 +77,7 @@ int signals_start(struct signals *signals, struct error *err)
     sigset_t blocked;
     int code;
 
-    *signals = (struct signals){.starter = pthread_self()};
+    *signals = (struct signals){0};
     awaited_find(&signals->awaited);
     blocked = signals->awaited;
     sigaddset(&blocked, SIGPIPE);
@@ -89,6 +93,14 @@ void signals_lead(struct signals *signals, struct fuse_session *session)
 {
     pthread_mutex_lock(&signals->lock);
     signals->session = session;
+    pthread_mutex_unlock(&signals->lock);
+}
+
+void signals_wake(struct signals *signals)
+{
+    pthread_mutex_lock(&signals->lock);
+    signals->looping = pthread_self();
+    signals->loops = true;
     pthread_mutex_unlock(&signals->lock);
 }
 

@@ -20,10 +20,11 @@ struct fuse_session;
 
 struct signals {
     sigset_t awaited; /* but for those that were ignored from the start, as by nohup */
-    pthread_t starter, thread;
+    pthread_t thread, looping;
     bool started;
     pthread_mutex_t lock;
     struct fuse_session *session; /* lock; NULL: there is none to end */
+    bool loops;                   /* lock; does the thread `looping` */
 };
 
 /* In this thread, and those that it starts. SIGPIPE and SIGXFSZ are blocked too, which nobody waits
@@ -31,10 +32,13 @@ struct signals {
  * errno. */
 int signals_start(struct signals *signals, struct error *err);
 
-/* The first signal from now on ends the loop of the session (borrowed), in which the thread that
- * called signals_start is or will be; more of them change nothing. Before it is mounted, so that
- * nothing stays mounted. */
+/* The first signal from now on ends the session (borrowed): before it is mounted, so that nothing
+ * stays mounted. More of them change nothing. */
 void signals_lead(struct signals *signals, struct fuse_session *session);
+
+/* This thread begins the session's loop, and is woken there. Not before: mounting, libfuse takes an
+ * interrupted call for a failure. */
+void signals_wake(struct signals *signals);
 
 /* The loop is over: it is not disturbed any more, nor is what comes after it. What has not been
  * started is allowed. */

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 import unittest
 
 import mount
@@ -51,6 +52,15 @@ class Life(unittest.TestCase):
         wait_for(lambda: subprocess.run(["pgrep", "-P", str(other.process.pid)], stdout=subprocess.DEVNULL).returncode == 0
                  or other.process.poll() is not None, "the notifier")
         self.assertEqual(other.stop(), -signal.SIGTERM, other.read_log())
+
+    def test_signals_at_any_moment(self):
+        """Of its start. Nothing stays mounted, and mounting does not fail for it."""
+        made = self.make(start=False)
+        for ms in range(50):
+            made.start(wait=False)
+            time.sleep(0.001 * ms)
+            self.assertIn(made.stop(), (0, -signal.SIGTERM), made.read_log())
+            self.assertFalse(is_mounted(made.path))
 
     def test_second_signal_waits_for_nothing(self):
         """Once it is unmounted, a signal ends it whatever the engine does."""
