@@ -100,7 +100,9 @@ static void progress_render(struct status *status, const struct board_state *sta
     } else {
         content_add_string(text, status_health_name(health));
     }
-    text_print(text, ", %zu waiting%s%s\n", counts.state[JOB_WAITING],
+    /* A job is taken from the queue a moment before its picture shows, and waits until then: a
+     * script that waits for "idle, 0 waiting" shall not find it in between. */
+    text_print(text, ", %zu waiting%s%s\n", counts.state[JOB_WAITING] + counts.state[JOB_RUNNING],
                state->shortage[0] != '\0' ? ": " : "", state->shortage);
 }
 

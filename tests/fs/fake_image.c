@@ -49,6 +49,7 @@ int image_start(struct image **image, struct engine *engine, const struct image_
         return error_set(err, ENOMEM, "no memory for an image");
     }
     handlers_disturb();
+    fake_sleep_us(fake_number("FLUXFS_FAKE_START_US", 0));
     new->engine = engine;
     new->request = *request;
     new->request.prompt = strdup(request->prompt);

@@ -211,6 +211,16 @@ class Status(MountTest):
                 self.assertTrue(block in line or passed == 0, line)
         os.close(fd)
 
+    def test_progress_of_a_job_just_taken(self):
+        """It waits until its picture shows: who waits for none to wait has it then."""
+        made = Mount(environment={"FLUXFS_FAKE_START_US": "1000000"})
+        self.addCleanup(made.clean)
+        job = made.prompt("a fox\n")[0]
+        wait_for(lambda: made.read("jobs", str(job), "state") == "running\n", "it to be taken")
+        self.assertEqual(made.read("status", "progress"), "idle, 1 waiting\n")
+        wait_for(lambda: made.read("status", "progress") == "idle, 0 waiting\n", "the end")
+        self.assertEqual(made.read("jobs", str(job), "state"), "done\n")
+
     def test_threshold(self):
         fd = os.open(self.mount.at("status", "vram"), os.O_RDWR)
         os.write(fd, b"50M\n")  # 19.5 % of 256 MiB; 60 MiB are in use from the first block on
