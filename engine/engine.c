@@ -5,7 +5,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "alloc/trace.h"
 #include "engine/cpu/backend.h"
@@ -32,6 +34,36 @@ double engine_now(const struct engine *engine)
 static void model_path(char *path, size_t size, const char *model, const char *name)
 {
     snprintf(path, size, "%s/%s", model, name);
+}
+
+static const char *const components[] = {"text_encoder", "text_encoder_2", "transformer", "vae"};
+enum { COMPONENTS = sizeof components / sizeof *components };
+
+/* Says so if it is another layout altogether: a single file, or a folder with such files. */
+static int check_layout(const char *model, struct error *err)
+{
+    struct stat st;
+    bool any = false;
+
+    if (stat(model, &st) != 0)
+        return error_set(err, errno, "%.150s: %s", model, strerror(errno));
+    if (!S_ISDIR(st.st_mode))
+        return error_set(err, ENOTDIR,
+                         "%.150s: is a file: a folder in the layout of diffusers is needed "
+                         "(transformer/, vae/, text_encoder/, …)",
+                         model);
+    for (size_t i = 0; i < COMPONENTS; i++) {
+        char folder[4096];
+
+        model_path(folder, sizeof folder, model, components[i]);
+        any = any || access(folder, F_OK) == 0 || errno != ENOENT;
+    }
+    if (!any)
+        return error_set(err, ENOENT,
+                         "%.150s: no model in the layout of diffusers: neither transformer/ nor "
+                         "vae/, text_encoder/ or text_encoder_2/ is there",
+                         model);
+    return 0;
 }
 
 static int open_component(const struct engine *engine, struct checkpoint **files, const char *model,
@@ -140,7 +172,8 @@ static int check_widths(const struct engine *engine, const char *model, struct e
 
 int engine_open_files(struct engine *engine, const char *model, struct error *err)
 {
-    if (open_component(engine, &engine->clip_files, model, "text_encoder", err) != 0 ||
+    if (check_layout(model, err) != 0 ||
+        open_component(engine, &engine->clip_files, model, "text_encoder", err) != 0 ||
         open_component(engine, &engine->t5_files, model, "text_encoder_2", err) != 0 ||
         open_component(engine, &engine->transformer_files, model, "transformer", err) != 0 ||
         open_component(engine, &engine->vae_files, model, "vae", err) != 0)
@@ -167,14 +200,13 @@ static int open_model(struct engine *engine, const char *model, struct error *er
 
 int engine_check_model(const char *path, struct error *err)
 {
-    static const char *const parts[] = {"text_encoder", "text_encoder_2", "transformer", "vae"};
-    int result = 0;
+    int result = check_layout(path, err);
 
-    for (size_t i = 0; i < sizeof parts / sizeof *parts && result == 0; i++) {
+    for (size_t i = 0; i < COMPONENTS && result == 0; i++) {
         struct checkpoint *files = NULL;
         char folder[4096];
 
-        model_path(folder, sizeof folder, path, parts[i]);
+        model_path(folder, sizeof folder, path, components[i]);
         result = checkpoint_open(folder, &files, err);
         checkpoint_close(files);
     }
@@ -264,8 +296,8 @@ static int device_full(const struct engine *engine, struct error *err)
 
 int engine_reserve(struct engine *engine, const struct engine_options *options, struct error *err)
 {
-    static const int components[] = {MEMORY_TEXT_ENCODERS, MEMORY_TEXT_ENCODERS, MEMORY_WEIGHTS,
-                                     MEMORY_VAE, MEMORY_WEIGHTS};
+    static const int kinds[] = {MEMORY_TEXT_ENCODERS, MEMORY_TEXT_ENCODERS, MEMORY_WEIGHTS,
+                                MEMORY_VAE, MEMORY_WEIGHTS};
     struct arena_options arena = {.evict = offload_evict, .owner = &engine->offload};
     struct arena_request workspace = {engine->backend->workspace_bytes, 0, MEMORY_WORKSPACE};
     struct block_list *list;
@@ -299,7 +331,7 @@ int engine_reserve(struct engine *engine, const struct engine_options *options, 
     timeline_init(&engine->timeline, engine->backend);
     offload_init(&engine->offload, engine->backend, engine->arena, &engine->timeline);
     for (size_t l = 0; (list = list_of(engine, l)) != NULL; l++)
-        offload_add(&engine->offload, list, components[l]);
+        offload_add(&engine->offload, list, kinds[l]);
     return 0;
 }
 

@@ -49,7 +49,7 @@ int control_check_model(const char *folder, struct error *err)
     struct stat st;
     struct error why;
 
-    if (strlen(folder) > MAX_VALUE_BYTES || stat(folder, &st) != 0 || !S_ISDIR(st.st_mode)) {
+    if (strlen(folder) > MAX_VALUE_BYTES || stat(folder, &st) != 0) {
         return error_set(err, EINVAL, "model: %.150s: no such folder", folder);
     }
     if (engine_check_model(folder, &why) != 0) {

@@ -198,6 +198,24 @@ class Real(unittest.TestCase):
         made.paint("x --size 16 --steps 1\n")
         self.assertIn(why, self.start(f"--model={model}").read_log())
 
+    def test_model_of_another_layout(self):
+        """As most people have FLUX.1: one file, or a folder of such files."""
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder)
+        file = os.path.join(folder, "flux1-dev.safetensors")
+        with open(file, "w"):
+            pass
+        made, _ = self.paint()
+        for model, why in ((file, "is a file: a folder in the layout of diffusers is needed"),
+                           (folder, "no model in the layout of diffusers: neither transformer/ nor ")):
+            with self.assertRaises(OSError):
+                made.write(model + "\n", "control", "model")
+            self.assertIn(f"control/model: model: {model}: {why}", made.read("status", "error"))
+            other = Mount(f"--model={model}", start=False)
+            self.addCleanup(other.clean)
+            other.start(loaded=False)
+            wait_for(lambda: other.read("status", "health").startswith(f"error: {model}: {why}"), why)
+
     def test_prompt_that_the_model_does_not_read_to_its_end(self):
         made, _ = self.paint()
         read = int(re.search(r"longest_prompt (\d+)", made.read("status", "device"))[1])
