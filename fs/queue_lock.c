@@ -100,6 +100,12 @@ int queue_lock_folder(const char *folder, unsigned wait_ms, int *lock_fd, struct
         return error_set(err, errno, "%s: can't open the state folder: %s", folder,
                          strerror(errno));
     }
+    rc = faccessat(fd, ".", W_OK | X_OK, AT_EACCESS) != 0 ? -errno : 0;
+    if (rc != 0) { /* else SQLite would say no more than that it can't open a file */
+        close(fd);
+        return error_set(err, -rc, "%s: can't write to the state folder: %s", folder,
+                         strerror(-rc));
+    }
     rc = lock_wait(fd, wait_ms);
     if (rc != 0) {
         rc = rc == -EWOULDBLOCK ? refuse_busy(folder, fd, err)

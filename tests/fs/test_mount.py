@@ -216,6 +216,11 @@ class OrdinaryUser(unittest.TestCase):
             wait_for_end(state)
         self.assertFalse(is_mounted(self.path))
 
+    def test_state_folder_must_be_writable(self):
+        done = self.run_as_user("$FLUXFS -c /dev/null --model=$MODEL --state-dir=/ $M")
+        self.assertEqual((done.returncode, done.stderr),
+                         (1, "fluxfs: /: can't write to the state folder: Permission denied\n"))
+
     def test_sharing_must_be_allowed(self):
         empty = os.path.join(self.folder, "fuse.conf")
         open(empty, "w").close()
