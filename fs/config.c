@@ -221,27 +221,39 @@ static int apply_arguments(struct config *config, struct arguments *found, int a
 
 /* ---- what follows from the rest ---- */
 
+/* Shells leave the ~ of -o model=~/x as it is, and in an ini file there is no shell. */
+static bool is_of_home(const char *path)
+{
+    return strncmp(path, "~/", 2) == 0;
+}
+
 static char *absolute(const char *path)
 {
-    char *cwd, *joined = NULL;
+    const char *home = getenv("HOME");
+    bool of_home = home != NULL && is_of_home(path);
+    char *base, *joined = NULL;
 
     if (path[0] == '/')
         return strdup(path);
-    cwd = get_current_dir_name();
+    base = of_home ? strdup(home) : get_current_dir_name();
+    path += of_home ? 2 : 0;
     while (strncmp(path, "./", 2) == 0)
         path += 2;
-    if (cwd != NULL && asprintf(&joined, "%s/%s", cwd, path) < 0)
+    if (base != NULL && asprintf(&joined, "%s/%s", base, path) < 0)
         joined = NULL;
-    free(cwd);
+    free(base);
     return joined;
 }
 
 static int make_absolute(char **path, struct error *err)
 {
+    const char *home = getenv("HOME");
     char *full;
 
     if (*path == NULL)
         return 0;
+    if (is_of_home(*path) && (home == NULL || home[0] != '/'))
+        return error_set(err, EINVAL, "%.100s: HOME isn't set: write the whole path", *path);
     full = absolute(*path);
     if (full == NULL)
         return error_set(err, ENOMEM, "%.100s: can't be made an absolute path", *path);

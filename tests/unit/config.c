@@ -233,6 +233,27 @@ static void test_comment_of_another_kind(void)
     expect_refused("[fluxfs]\nsteps = 4 # few\n", "a comment begins with \" ;\"", NULL);
 }
 
+static void test_tilde(void)
+{
+    struct config config;
+    char *home = getenv("HOME") != NULL ? strdup(getenv("HOME")) : NULL;
+
+    setenv("HOME", "/home/kim", 1);
+    write_ini("[fluxfs]\nstate_dir = ~/flux\n");
+    EXPECT(LOAD(&config, "-omodel=~/models/dev/", "--trace=/~/t", "/m") == 0, "%s", err.text);
+    EXPECT(strcmp(config.model, "/home/kim/models/dev") == 0, "%s", config.model);
+    EXPECT(strcmp(config.state_dir, "/home/kim/flux") == 0, "%s", config.state_dir);
+    EXPECT(strcmp(config.trace_path, "/~/t") == 0, "%s", config.trace_path);
+    config_finish(&config);
+    unsetenv("HOME");
+    EXPECT(LOAD(&config, "--model=/x", "/m") == -EINVAL &&
+               strcmp(err.text, "~/flux: HOME isn't set: write the whole path") == 0,
+           "%s", err.text);
+    if (home != NULL)
+        setenv("HOME", home, 1);
+    free(home);
+}
+
 /* Last, since the home is gone then. */
 static void test_without_home(void)
 {
@@ -323,6 +344,7 @@ int main(void)
     test_images_limit();
     test_comment_of_another_kind();
     test_sizes_shown();
+    test_tilde();
     test_without_home();
     unlink(ini);
     rmdir(folder);
