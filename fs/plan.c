@@ -48,7 +48,9 @@ static void print_device(const struct engine_forecast *f, bool described, FILE *
             f->image.cfg_scale != 1 ? ", true CFG: each step twice" : "");
     fprintf(out, "budget    ");
     print_size(out, f->budget);
-    fprintf(out, "; this picture needs %s at least\n", size_needed(f->least_budget).text);
+    fprintf(out, "%s; this picture needs %s at least\n",
+            f->budget > f->device_bytes ? ", more than the device has" : "",
+            size_needed(f->least_budget).text);
 }
 
 static void print_blocks(const struct engine_forecast *f, FILE *out)

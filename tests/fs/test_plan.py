@@ -43,7 +43,7 @@ class Plan(unittest.TestCase):
     def test_all_stays_on_a_large_card(self):
         text = self.plan(f"--model={CONFIGS}", *CARD, "--vram-budget=22G")
         self.assertIn("flux1-dev, 1024x1024, 28 steps", text)
-        self.assertIn("budget    22.00 GiB", text)
+        self.assertIn("budget    22.00 GiB; ", text)
         self.assertIn("nothing of 16.04 GiB", text)
         self.assertNotIn(".", re.search(r"^  ([#.]+)$", text, re.M)[1])
         step = self.seconds("a step", text)
@@ -60,6 +60,11 @@ class Plan(unittest.TestCase):
         self.assertGreater(self.seconds("a step", text), passing * 1.0737 / 25)
         self.assertIn("4  that wait", text)
         self.assertIn("go in step", text)
+
+    def test_budget_beyond_the_card(self):
+        text = self.plan(f"--model={CONFIGS}", *CARD[1:], "--vram=8G", "--vram-budget=12G")
+        self.assertIn("budget    12.00 GiB, more than the device has; ", text)
+        self.assertLessEqual(self.number(r"other phases included: ([\d.]+) GiB", text), 8)
 
     def test_size_and_steps(self):
         text = self.plan(f"--model={CONFIGS}", *CARD, "--size=512x768", "--steps=4")
