@@ -16,7 +16,7 @@ const char readme_text[] =
     "prompts/   Files dropped or edited here are painted: prompts/fox.txt becomes\n"
     "           images/fox.png, and again whenever its content changes.\n"
     "images/    Finished PNGs; latest.png is the newest. rm deletes one, chmod +t keeps it from\n"
-    "           being deleted when images_limit is reached.\n"
+    "           being deleted when images_limit is reached. inotifywait tells when one comes.\n"
     "jobs/N/    prompt, parameters, state, progress, timing, vram.csv (memory over time), error,\n"
     "           image.png. Reading wait blocks until the job has ended. To ctl write cancel,\n"
     "           retry or priority N. rmdir jobs/N forgets a job that has ended.\n"
