@@ -201,7 +201,24 @@ static void task_cancel(struct encoder *encoder, struct encoder_task *task)
 }
 
 /* The name its file of prompts/ gives an image; of several from one file the later ones are
- * numbered, as `source` says already. */
+ * numbered, as `source` says already. Another user's image of that name stays, and this one gets
+ * its job's number. */
+static void image_name(struct encoder *encoder, const struct job *job,
+                       char name[GALLERY_NAME_BYTES])
+{
+    const struct encoder_options *options = &encoder->options;
+    struct job_info old;
+
+    gallery_name(name, job->info.id, job->source, job->prompt.name, job->prompt.text);
+    if (job->source[0] != '\0' && queue_find_image(options->queue, name, &old) &&
+        !tree_replaces(options->tree, job->info.uid, old.uid)) {
+        char stem[GALLERY_NAME_BYTES];
+
+        snprintf(stem, sizeof stem, "%.*s", (int)(strlen(name) - strlen(".png")), name);
+        gallery_name(name, job->info.id, NULL, stem, job->prompt.text);
+    }
+}
+
 static void task_run(struct encoder *encoder, struct encoder_task *task)
 {
     const struct encoder_options *options = &encoder->options;
@@ -211,7 +228,7 @@ static void task_run(struct encoder *encoder, struct encoder_task *task)
     struct error err = {0};
     char name[GALLERY_NAME_BYTES];
 
-    gallery_name(name, job->info.id, job->source, job->prompt.name, job->prompt.text);
+    image_name(encoder, job, name);
     if (!is_cancelling(encoder, job->info.id)) {
         outcome = image_store(encoder, task, name, &err);
     }

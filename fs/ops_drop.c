@@ -131,23 +131,24 @@ static uint64_t content_digest(const struct text *content)
 }
 
 /* The same content again makes no second job while the first one lives or its image is there. */
-static bool made_already(struct daemon *daemon, const char *name, uint64_t digest)
+static bool made_already(struct daemon *daemon, const char *name, uid_t writer, uint64_t digest)
 {
     struct job_info info;
     uint64_t known;
     int64_t id;
 
     return queue_find_source(daemon->queue, name, &id, &known) && known == digest &&
-           queue_find(daemon->queue, id, &info) &&
+           queue_find(daemon->queue, id, &info) && tree_replaces(&daemon->tree, writer, info.uid) &&
            (info.state == JOB_WAITING || info.state == JOB_RUNNING ||
             (info.state == JOB_DONE && info.has_image));
 }
 
 /* Whether it would be a job under this name. An empty file is no prompt yet. */
-static bool is_new(struct daemon *daemon, const char *name, const struct text *content)
+static bool is_new(struct daemon *daemon, const char *name, uid_t writer,
+                   const struct text *content)
 {
     return content->length > 0 && strspn(content->bytes, " \t\r\n") < content->length &&
-           !made_already(daemon, name, content_digest(content));
+           !made_already(daemon, name, writer, content_digest(content));
 }
 
 /* How many jobs it would be. */
@@ -183,7 +184,7 @@ static int file_submit(struct daemon *daemon, const char *name, int fd, const st
     if (code != 0) {
         events_add_error_of(&daemon->events, writer->uid, "prompts: a file can't be read or kept",
                             "prompts/%s: %s: not painted; save it again", name, strerror(-code));
-    } else if (is_new(daemon, name, &content)) {
+    } else if (is_new(daemon, name, writer->uid, &content)) {
         code = submission_accept(daemon, &submission, hold, ids, &count, &err);
     }
     content_finish(&content);
@@ -341,14 +342,15 @@ void drop_unlink(fuse_req_t req, const char *name)
 }
 
 /* How many jobs renaming a file makes: an editor may also give a prompt its name back. */
-static size_t rename_jobs(struct daemon *daemon, const char *name, const char *new_name)
+static size_t rename_jobs(struct daemon *daemon, const char *name, const char *new_name,
+                          uid_t writer)
 {
     int fd = openat(daemon->drop.folder_fd, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
     struct text content = {0};
     size_t count = 0;
 
     if (fd >= 0 && drop_name_is_prompt(new_name) && content_read(fd, &content) == 0 &&
-        is_new(daemon, new_name, &content)) {
+        is_new(daemon, new_name, writer, &content)) {
         count = content_jobs(daemon, &content);
     }
     if (fd >= 0) {
@@ -366,7 +368,7 @@ void drop_rename(fuse_req_t req, const char *name, const char *new_name, unsigne
     struct viewer writer = viewer_of(req);
     int folder = daemon->drop.folder_fd, fd;
     struct queue_hold hold = {0};
-    size_t count = rename_jobs(daemon, name, new_name);
+    size_t count = rename_jobs(daemon, name, new_name, writer.uid);
     int code = 0;
 
     if (count > 0) {

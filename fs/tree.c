@@ -245,6 +245,11 @@ bool tree_shows_image(struct tree *tree, const struct viewer *viewer, const char
     return queue_find_image(tree->queue, name, &info) && info.uid == viewer->uid;
 }
 
+bool tree_replaces(const struct tree *tree, uid_t writer, uid_t owner)
+{
+    return writer == owner || writer == 0 || writer == tree->uid;
+}
+
 bool tree_latest(struct tree *tree, const struct viewer *viewer, struct gallery_image *image)
 {
     uint64_t before = UINT64_MAX;

@@ -131,6 +131,10 @@ bool tree_shows(const struct tree *tree, const struct viewer *viewer, uid_t writ
 /* The same for an image; one that no job knows any more belongs to whoever mounts. */
 bool tree_shows_image(struct tree *tree, const struct viewer *viewer, const char *name);
 
+/* Whether what one user's prompt has made may go for what this writer's makes: it is the same user,
+ * or the writer is root or whoever mounts. */
+bool tree_replaces(const struct tree *tree, uid_t writer, uid_t owner);
+
 /* The newest image that this viewer may see. */
 bool tree_latest(struct tree *tree, const struct viewer *viewer, struct gallery_image *image);
 

@@ -414,6 +414,20 @@ class Others(unittest.TestCase):
         made.shell("chown 4712:4712 mnt/prompts/lion.txt", check=True)
         self.assert_runs(made, "cat $M/prompts/lion.txt; rm $M/prompts/lion.txt", "a blue lion\n", uid=4712)
 
+    def test_images_of_others_are_not_replaced(self):
+        """A file of the same name, and even the same words, is another's picture."""
+        made = self.make("--allow-other", "--umask=0", "--seed=7")
+        for job, (uid, word) in enumerate(((4711, "lion"), (4712, "lion"), (4713, "tiger"), (4711, "bear")), 1):
+            self.assert_runs(made, f"cd $M/prompts; echo a {word} > cat.txt; rm cat.txt", uid=uid)
+            self.assertEqual(made.wait(job), "done")
+        for uid, job, name in ((4711, 4, "cat.png"), (4712, 2, "0002-cat.png"), (4713, 3, "0003-cat.png")):
+            self.assert_runs(made, f"readlink $M/jobs/{job}/image.png; ls $M/images",
+                             f"../../images/{name}\n{name}\nlatest.png\n", uid)
+        with open(made.at("prompts", "cat.txt"), "w") as file:  # by who mounts
+            file.write("a wolf\n")
+        self.assertEqual(made.wait(5), "done")
+        self.assertEqual(made.image(5), "cat.png")
+
     def test_prompts_may_be_shown(self):
         made = self.make("--allow-other", "--read-prompts")
         made.paint("an open fox\n")
