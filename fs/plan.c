@@ -101,7 +101,7 @@ static void print_memory(const struct engine_forecast *f, FILE *out)
 static void print_time(const struct engine_forecast *f, uint32_t jobs, FILE *out)
 {
     fprintf(out, "\nTime\n");
-    fprintf(out, "  a step             %s: %s of computing, %s of copying weights\n",
+    fprintf(out, "  a step             %s: %s of computing, %s of copying weights meanwhile\n",
             duration(f->step_s).text, duration(f->step_compute_s).text,
             duration(f->step_copy_s).text);
     fprintf(out, "  a picture          %s: text %s, modulations %s, steps %s, decoding %s\n",

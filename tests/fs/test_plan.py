@@ -35,7 +35,7 @@ class Plan(unittest.TestCase):
 
     def test_times_have_units(self):
         slow = self.plan(f"--model={CONFIGS}", "--vram=24G", "--link=25", "--tflops=0.1", "--steps=50")
-        self.assertRegex(slow, r"a step +1[23] min \d+ s: .* of computing")
+        self.assertRegex(slow, r"a step +1[23] min \d+ s: .* of computing, .* of copying weights meanwhile")
         self.assertRegex(slow, r"a picture +1\d h \d+ min: text .* s, modulations .* s, steps .* min, decoding ")
         fast = self.plan(f"--model={MODEL}", *CARD)
         self.assertRegex(fast, r"a step +[\d.]+ ms: ")
