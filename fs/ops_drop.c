@@ -270,12 +270,23 @@ static int places_want(struct daemon *daemon, struct handle *handle, size_t coun
     return code;
 }
 
+static void tell_no_room(struct daemon *daemon, const struct handle *handle, const char *why)
+{
+    char name[256];
+
+    if (drop_name_of(&daemon->drop, handle->fd, name) && drop_name_is_prompt(name)) {
+        events_add_error_of(&daemon->events, handle->opener.uid, "prompts: a file has no room",
+                            "prompts/%s: %s", name, why);
+    }
+}
+
 /* What will be needed at the close: room on the disk, and places from the first write on. */
 static int room_hold(struct daemon *daemon, struct handle *handle, const char *bytes, size_t size,
                      off_t offset)
 {
     off_t end = offset + (off_t)size;
     size_t length = end < PROMPT_MAX_BYTES ? (size_t)end : PROMPT_MAX_BYTES, count = 1, placed;
+    struct error err = {0};
     int code;
 
     pthread_mutex_lock(&daemon->tree.lock);
@@ -292,9 +303,14 @@ static int room_hold(struct daemon *daemon, struct handle *handle, const char *b
     if (placed != SIZE_MAX && placed != count) {
         code = places_want(daemon, handle, count);
     }
-    return code == 0 ? queue_hold_bytes(daemon->queue, &handle->hold,
-                                        queue_push_bytes(count, length), NULL)
-                     : code;
+    if (code == 0) {
+        code =
+            queue_hold_bytes(daemon->queue, &handle->hold, queue_push_bytes(count, length), &err);
+        if (code != 0) {
+            tell_no_room(daemon, handle, err.text);
+        }
+    }
+    return code;
 }
 
 /* A prompt that could not be written whole is not what was meant: no more of it is taken, and
@@ -320,6 +336,9 @@ void drop_write(fuse_req_t req, struct handle *handle, const char *bytes, size_t
     while (code == 0 && written < 0) {
         written = pwrite(handle->fd, bytes, size, offset);
         code = written < 0 && errno != EINTR ? -errno : 0;
+        if (code != 0) {
+            tell_no_room(daemon, handle, strerror(-code));
+        }
     }
     if (code != 0) {
         write_refuse(daemon, handle, code);

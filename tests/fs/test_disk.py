@@ -82,6 +82,11 @@ class FullDisk(unittest.TestCase):
         self.assertEqual(self.mount.read("status", "health"), "ok\n")
         self.assertEqual(self.mount.jobs()[-1], job)
 
+    def test_file_of_prompts_is_told_of(self):
+        self.fill()
+        self.assertNotEqual(self.mount.shell("echo a fox > mnt/prompts/fox.txt").returncode, 0)
+        self.assertRegex(self.mount.read("status", "error"), "^prompts/fox.txt: .*No space left on device")
+
     def test_painted_image_waits_for_room(self):
         self.mount.write("1\n", "control", "pause")
         job = self.mount.prompt("a fox --size 1024x1024\n")[0]
