@@ -149,14 +149,19 @@ int context_usage(const struct cuda_context *context, struct device_usage *usage
     return 0;
 }
 
-static uint64_t grown_since(const struct cuda_context *context, const struct device_usage *before)
+/* `untold`: how much of it NVML counted for nobody. */
+static uint64_t grown_since(const struct cuda_context *context, const struct device_usage *before,
+                            uint64_t *untold)
 {
     struct device_usage after;
 
+    *untold = 0;
     if (context_usage(context, &after) != 0)
         return 0;
-    if (before->own_bytes != 0 && after.own_bytes != 0)
+    if (before->own_bytes != 0 && after.own_bytes != 0) {
+        *untold = growth(before, &after) - beyond(after.own_bytes, before->own_bytes);
         return growth(before, &after);
+    }
     return beyond(after.all_bytes, before->all_bytes) <= GROWTH_MOST
                ? beyond(after.all_bytes, before->all_bytes)
                : 0;
@@ -164,15 +169,19 @@ static uint64_t grown_since(const struct cuda_context *context, const struct dev
 
 void context_grow(struct cuda_context *context, const struct device_usage *before)
 {
-    context->cost.grown += grown_since(context, before);
+    uint64_t untold;
+
+    context->cost.grown += grown_since(context, before, &untold);
+    context->cost.untold += untold;
 }
 
 void context_start(struct cuda_context *context, const struct device_usage *before)
 {
-    uint64_t more = beyond(grown_since(context, before), context->cost.started);
+    uint64_t untold, more = beyond(grown_since(context, before, &untold), context->cost.started);
 
     context->cost.started += more;
     context->cost.grown += more;
+    context->cost.untold += untold < more ? untold : more;
 }
 
 /* The most that the context can have grown by. */
@@ -184,7 +193,7 @@ static uint64_t growth_most(const struct cuda_context *context)
 
     if (cost->made.own_bytes != 0 && context->driver->usage(context->bus_id, &now) == 0 &&
         now.own_bytes != 0)
-        return growth(&cost->made, &now);
+        return beyond(now.own_bytes, cost->made.own_bytes) + cost->untold;
     if (context_memory(context, &free_bytes, &total_bytes) != 0)
         return UINT64_MAX;
     return beyond(total_bytes - free_bytes, cost->bytes);

@@ -24,6 +24,7 @@ struct context_cost {
     uint64_t bytes;           /* of the device, when it was made */
     uint64_t grown;           /* since then: libraries' memory, kernels */
     uint64_t started;         /* in `grown`: by opening libraries, which each opening does */
+    uint64_t untold;          /* in `grown`: what NVML counted for nobody */
     struct device_usage made; /* what was in use then; zeros: not known */
 };
 
