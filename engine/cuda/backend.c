@@ -178,15 +178,24 @@ static void take_for_lesser(struct cuda_backend *cuda)
     const char *wish = getenv("FLUXFS_CAPABILITY");
     long asked = wish != NULL ? strtol(wish, NULL, 10) : 0;
     int bytes = asked % 10 == 0 || asked % 10 == 7 ? SHARED_BYTES_80 : LESSER_SHARED_BYTES;
-    size_t length = strlen(cuda->base.device_name);
 
     if (asked < 10 * LEAST_CAPABILITY || asked >= cuda->capability)
         return;
     cuda->capability = (int)asked;
     if (cuda->shared_bytes > bytes)
         cuda->shared_bytes = bytes;
-    snprintf(cuda->base.device_name + length, sizeof cuda->base.device_name - length,
-             ", taken for one of %ld.%ld", asked / 10, asked % 10);
+    cuda->lesser = true;
+}
+
+/* Once the measured products have been looked up, which are the card's all the same. */
+static void tell_lesser(struct cuda_backend *cuda)
+{
+    char *name = cuda->base.device_name;
+    size_t length = strlen(name);
+
+    if (cuda->lesser)
+        snprintf(name + length, sizeof cuda->base.device_name - length, ", taken for one of %d.%d",
+                 cuda->capability / 10, cuda->capability % 10);
 }
 
 /* The first device, if it can do the work. */
@@ -312,6 +321,7 @@ static int backend_open(struct cuda_backend *cuda, struct error *err)
         return err->code;
     if (libraries_open(cuda, err) != 0)
         return err->code;
+    tell_lesser(cuda);
     pages.stream = cuda->compute;
     return cuda_pages_create(&cuda->base.pages, &pages, err);
 }

@@ -37,6 +37,7 @@ struct cuda_backend {
     struct backend base;
     struct driver driver;
     int capability;                    /* 90: 9.0 */
+    bool lesser;                       /* taken for a card of that capability */
     int multiprocessors, shared_bytes; /* of each */
     struct cuda_context context;
     struct device_usage usage_before; /* of the growth that is being measured … */

@@ -356,6 +356,34 @@ static void test_lesser_card(void)
     unsetenv("FLUXFS_CAPABILITY");
 }
 
+/* What was measured of products stays, as they are the card's own. */
+static void test_lesser_card_keeps_products(void)
+{
+    char folder[] = "/tmp/fluxfs-products-XXXXXX", path[64], first[2][256] = {"", ""};
+
+    if (!EXPECT(mkdtemp(folder) != NULL))
+        return;
+    setenv("CACHE_DIRECTORY", folder, 1);
+    snprintf(path, sizeof path, "%s/cuda-products", folder);
+    for (int lesser = 0; lesser < 2; lesser++) {
+        FILE *file;
+
+        if (lesser)
+            setenv("FLUXFS_CAPABILITY", "86", 1);
+        apart(context_after, "");
+        file = fopen(path, "re");
+        if (EXPECT(file != NULL, "%s: nothing was measured", path)) {
+            EXPECT(fgets(first[lesser], sizeof first[lesser], file) != NULL);
+            fclose(file);
+        }
+    }
+    EXPECT(strcmp(first[0], first[1]) == 0, "%sand now %s", first[0], first[1]);
+    unsetenv("FLUXFS_CAPABILITY");
+    unsetenv("CACHE_DIRECTORY");
+    unlink(path);
+    rmdir(folder);
+}
+
 /* What libraries take counts once, also where they were not open when the context was made. */
 static void test_context_started(void)
 {
@@ -388,5 +416,6 @@ int main(int argc, char **argv)
     test_context_again();
     test_model_first();
     test_lesser_card();
+    test_lesser_card_keeps_products();
     return test_finish();
 }
